@@ -1,0 +1,45 @@
+"""Any tree of arrays as a flat dict of names and back: what safetensors writes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def to_flat(wing: Any, tree: Any) -> dict[str, Any]:
+    paths, leaves, _ = wing.paths_and_leaves(tree)
+    flat: dict[str, Any] = {}
+    for path, leaf in zip(paths, leaves, strict=True):
+        name = ".".join(path)
+        if leaf is None:
+            continue
+        if not wing.is_array(leaf):
+            raise TypeError(f"to_flat: the leaf {name!r} must be an array, got {type(leaf).__name__}")
+        if name in flat:
+            raise ValueError(f"to_flat: two leaves have the name {name!r}; rename one of them")
+        flat[name] = wing.stored(leaf)
+    return flat
+
+
+def from_flat(wing: Any, like: Any, flat: Mapping[str, Any]) -> Any:
+    paths, leaves, unflatten = wing.paths_and_leaves(like)
+    names = [".".join(path) for path in paths]
+    wanted = {name for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
+    if wanted != set(flat):
+        missing = sorted(wanted - set(flat))
+        text = (
+            f"is missing {missing[0]!r}" if missing else f"has {sorted(set(flat) - wanted)[0]!r}, which `like` has not"
+        )
+        raise ValueError(f"from_flat: flat {text}; `like` must be a state of the same transformation and parameters")
+    new = []
+    for name, leaf in zip(names, leaves, strict=True):
+        if leaf is not None:
+            have, want = _form(flat[name]), _form(leaf)
+            if have != want:
+                raise ValueError(f"from_flat: the leaf {name!r} must be {want}, got {have}")
+            leaf = wing.like_array(flat[name], leaf)
+        new.append(leaf)
+    return unflatten(new)
+
+
+def _form(x: Any) -> str:
+    # before any conversion: JAX without x64 would narrow float64 silently
+    return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}"

@@ -1,0 +1,60 @@
+"""Which axes of a leaf make up one group. Bookkeeping, the same on both wings but for the layout of their layers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ._penalty import Penalty, Rule, make, one_of
+
+Axes = int | Sequence[int] | None
+
+
+def make_group_lasso(
+    penalty_class: type[Penalty], rule: Rule, lam: Any, axis: Axes, per: str | None, group_scale: str
+) -> Penalty:
+    """Check the options of a group lasso and put them into its rule."""
+    if (axis is None) == (per is None):
+        given = "both" if axis is not None else "neither"
+        raise TypeError(
+            f"group_lasso: give one of axis (the axes inside one group, such as axis=-1) and per ('output' or 'input'), "
+            f"got {given}"
+        )
+    if per is not None:
+        one_of("group_lasso", "per", per, ("output", "input"))
+    one_of("group_lasso", "group_scale", group_scale, ("sqrt_size", "one"))
+    axes = None if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    for a in axes or ():
+        if isinstance(a, bool) or not isinstance(a, int) or a >= 0:
+            raise ValueError(f"group_lasso: axis is counted from the end, -1 is the last one, got {a!r}")
+    if axes is not None and len(set(axes)) < len(axes):
+        raise ValueError(f"group_lasso: axis must not name an axis twice, got {axis!r}")
+    options = (("axis", None if axes is None else tuple(sorted(axes))), ("per", per), ("group_scale", group_scale))
+    return make(penalty_class, replace(rule, options=options), lam)
+
+
+def resolve_group(
+    name: str, shape: Sequence[int], options: Mapping[str, Any], layout: Mapping[str, int]
+) -> tuple[list[int], str]:
+    """The axes inside one group of a leaf, and the group scale.
+
+    Args:
+        name: of the leaf, for errors.
+        shape: of the leaf.
+        options: `axis` or `per`, and `group_scale`.
+        layout: the axis of a kernel that counts outputs, and the one that counts inputs.
+
+    Raises:
+        ValueError: the leaf does not have the axis.
+    """
+    axes = options["axis"]
+    ndim = len(shape)
+    if axes is None:
+        if ndim < 2:
+            return [], options["group_scale"]
+        counted = layout[options["per"]] % ndim
+        return [i - ndim for i in range(ndim) if i != counted], options["group_scale"]
+    if axes and -axes[0] > ndim:
+        raise ValueError(
+            f"group_lasso: the leaf {name!r} of shape {tuple(shape)} has no axis {axes[0]}; exclude it with .on or use per="
+        )
+    return list(axes), options["group_scale"]

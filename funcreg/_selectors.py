@@ -1,0 +1,184 @@
+"""Which leaves a penalty acts on: dotted leaf names matched by globs, roles, functions or trees of bools.
+
+Plain Python on plain strings, so that `torch.compile(fullgraph=True)` can trace it (it cannot trace `fnmatch`).
+"""
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+def weights(name: str, leaf: Any) -> bool:
+    """Role: matrices and kernels, that is every leaf with two or more axes."""
+    del name
+    return leaf.ndim >= 2
+
+
+def biases(name: str, leaf: Any) -> bool:
+    """Role: every leaf whose own name is `bias`."""
+    del leaf
+    return name.split(".")[-1] == "bias"
+
+
+def norms(name: str, leaf: Any) -> bool:
+    """Role: gains and offsets of normalization layers, told by their names and axes.
+
+    A leaf with at most one axis that is called `scale` (flax) or `weight` (torch: matrices have two axes, gains one), or
+    a `bias` whose layer is named as normalization layers are: a name with `norm` in it, or `bn` or `ln` with or without
+    a number (`bn1`, `ln_2`, `LayerNorm_0`). In an `nn.Sequential` a normalization layer is called by its number, so that
+    its bias cannot be told from others: select it by its own name.
+    """
+    *layers, own = name.split(".")
+    layer = layers[-1].lower() if layers else ""
+    named = "norm" in layer or layer.rstrip("0123456789").rstrip("_") in ("bn", "ln")
+    return leaf.ndim <= 1 and (own in ("scale", "weight") or (own == "bias" and named))
+
+
+def leaf_name(path: Sequence[str]) -> str:
+    """The dotted name of a leaf from the components of its path; a leading `params` collection is dropped."""
+    return ".".join(path[1:] if len(path) > 1 and path[0] == "params" else path)
+
+
+def _tokens(glob: str) -> list[str]:
+    """`a[bc]*` -> ["a", "[bc", "*"]; a bracket that is never closed stands for itself."""
+    tokens = []
+    i = 0
+    while i < len(glob):
+        close = glob.find("]", i + 2) if glob[i] == "[" else -1
+        if close > 0:
+            tokens.append(glob[i:close])
+            i = close + 1
+        else:
+            tokens.append("[[" if glob[i] == "[" else glob[i])
+            i += 1
+    return tokens
+
+
+def _accepts(token: str, char: str) -> bool:
+    if token[0] != "[":
+        return token == "?" or token == char
+    negated = token[1] == "!"
+    chars = token[2:] if negated else token[1:]
+    found = False
+    i = 0
+    while i < len(chars):
+        if i + 2 < len(chars) and chars[i + 1] == "-":
+            found = found or chars[i] <= char <= chars[i + 2]
+            i += 3
+        else:
+            found = found or chars[i] == char
+            i += 1
+    return found != negated
+
+
+def glob_match(glob: str, text: str) -> bool:
+    """Shell-style match of the whole text, case-sensitive; `*` also crosses dots. Greedy, with one star to go back to."""
+    tokens = _tokens(glob)
+    t, c, star, mark = 0, 0, -1, 0
+    while c < len(text):
+        if t < len(tokens) and tokens[t] == "*":
+            star, mark = t, c
+            t += 1
+        elif t < len(tokens) and _accepts(tokens[t], text[c]):
+            t += 1
+            c += 1
+        elif star >= 0:
+            mark += 1
+            t, c = star + 1, mark
+        else:
+            return False
+    while t < len(tokens) and tokens[t] == "*":
+        t += 1
+    return t == len(tokens)
+
+
+def _leading(name: str) -> list[str]:
+    """`a.b.c` -> ["a", "a.b", "a.b.c"]: the name and every whole leading part of it."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def matches(glob: str, name: str) -> bool:
+    """Whether a glob selects a leaf: by its name or a leading part of it; `*.weight` also matches a bare `weight`."""
+    if any(glob_match(glob, part) for part in _leading(name)):
+        return True
+    return glob.startswith("*.") and any(glob_match(glob[2:], part) for part in _leading(name))
+
+
+def check_glob(glob: Any, where: str) -> None:
+    """Refuse what is not a glob."""
+    if not isinstance(glob, str) or glob.removeprefix("!") == "":
+        raise TypeError(f"{where}: a glob must be a non-empty string such as '*.weight' or '!*.bias', got {glob!r}")
+
+
+def check_found(glob: str, names: Sequence[str], where: str) -> None:
+    """Refuse a glob that matches no leaf: a typo would silently leave the weights unpenalized."""
+    if not any(matches(glob.removeprefix("!"), name) for name in names):
+        near = difflib.get_close_matches(glob.removeprefix("!"), names, n=3, cutoff=0.3) or list(names[:5])
+        raise ValueError(
+            f"{where}: the glob {glob!r} matches no leaf; nearest names: {', '.join(near) or '(no leaves)'}"
+        )
+
+
+@dataclass(frozen=True)
+class Selector:
+    """One `.on(...)`: globs, a function of (name, leaf), a tree of bools as (name, bool) pairs, or row `row` of a
+    `layerwise` table with the globs `rows`. Static and hashable, so that equal penalties share one compiled program."""
+
+    globs: tuple[str, ...] = ()
+    function: Callable[[str, Any], bool] | None = None
+    flags: tuple[tuple[str, bool], ...] = ()
+    rows: tuple[str, ...] = ()
+    row: int = 0
+
+    def __repr__(self) -> str:
+        if self.globs:
+            return repr(self.globs[0]) if len(self.globs) == 1 else repr(list(self.globs))
+        if self.function is not None:
+            return getattr(self.function, "__name__", repr(self.function))
+        return repr(self.rows[self.row]) if self.rows else repr(dict(self.flags))
+
+    def select(self, names: Sequence[str], leaves: Sequence[Any], where: str) -> list[bool]:
+        """For every leaf whether it is selected. Raises ValueError for a glob that matches nothing."""
+        for glob in self.globs + self.rows:
+            check_found(glob, names, where)
+        if self.globs:
+            return [self._by_glob(name) for name in names]
+        if self.rows:
+            return [self._by_row(name, where) for name in names]
+        if self.function is not None:
+            return [
+                self._by_function(self.function, name, leaf, where) for name, leaf in zip(names, leaves, strict=True)
+            ]
+        return [self._by_flag(name, where) for name in names]
+
+    def _by_glob(self, name: str) -> bool:
+        excluded = [glob[1:] for glob in self.globs if glob.startswith("!")]
+        included = [glob for glob in self.globs if not glob.startswith("!")] or ["*"]
+        return any(matches(g, name) for g in included) and not any(matches(g, name) for g in excluded)
+
+    def _by_row(self, name: str, where: str) -> bool:
+        for i, glob in enumerate(self.rows):
+            if matches(glob, name):
+                return i == self.row
+        raise ValueError(f"{where}: the leaf {name!r} is in no row; add a row '*' (None: no penalty)")
+
+    @staticmethod
+    def _by_function(function: Callable[[str, Any], bool], name: str, leaf: Any, where: str) -> bool:
+        chosen = function(name, leaf)
+        if not isinstance(chosen, bool):
+            raise TypeError(
+                f"{where}: a selector function must return True or False from the name and the shape of a leaf, "
+                f"got {type(chosen).__name__} for {name!r}"
+            )
+        return chosen
+
+    def _by_flag(self, name: str, where: str) -> bool:
+        flags = dict(self.flags)
+        for part in ["", *_leading(name)]:
+            if part in flags:
+                return flags[part]
+        raise ValueError(
+            f"{where}: the tree of bools says nothing about the leaf {name!r}; it names {', '.join(flags)}"
+        )

@@ -1,0 +1,33 @@
+"""funcreg for JAX: penalties as pure functions, and the transformations that train with them."""
+
+# bookkeeping: combinators, selectors, errors
+from .._penalty import NoGradError as NoGradError
+from .._penalty import NoProxError as NoProxError
+from .._penalty import anchored as anchored
+from .._penalty import layerwise as layerwise
+from .._selectors import biases as biases
+from .._selectors import norms as norms
+from .._selectors import weights as weights
+from . import functional as functional
+
+# training
+from .._summary import Summary as Summary
+from .._summary import summary as summary
+from ._transform import Parts as Parts
+from ._transform import add_penalty_gradient as add_penalty_gradient
+from ._transform import from_flat as from_flat
+from ._transform import penalize as penalize
+from ._transform import prox_adam as prox_adam
+from ._transform import prox_sgd as prox_sgd
+from ._transform import to_flat as to_flat
+from ._wing import Penalty as Penalty
+from ._wing import params as params
+
+# penalties
+from .penalties.custom import custom as custom
+from .penalties.elastic_net import elastic_net as elastic_net
+from .penalties.group_lasso import group_lasso as group_lasso
+from .penalties.l1 import l1 as l1
+from .penalties.l2 import l2 as l2
+from .penalties.non_negative import non_negative as non_negative
+from .penalties.sparse_group_lasso import sparse_group_lasso as sparse_group_lasso

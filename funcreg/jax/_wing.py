@@ -1,0 +1,205 @@
+"""What the bookkeeping needs from JAX, and the Penalty class as a JAX pytree. The only file that knows pytrees."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, tree_util
+from jax.typing import ArrayLike
+
+from .. import _penalty
+from .._penalty import Flat
+from .._selectors import leaf_name
+
+Params = Any  # any pytree of arrays: linen variables, nnx states, equinox modules, dicts
+Strength = ArrayLike
+
+
+def flatten(tree: Params, scalars: bool = False) -> Flat:
+    """Take a tree apart; what is no floating-point array, and every nnx Variable that is no Param, is passed over.
+
+    Args:
+        tree: any pytree.
+        scalars: also keep Python numbers and bools (trees of step sizes, importances, selectors).
+
+    Raises:
+        TypeError: a container that JAX's pytrees do not know, or an array of another library.
+    """
+    paths, leaves, unflatten = paths_and_leaves(tree)
+    is_param = [
+        not _is_variable(node) or isinstance(node, sys.modules["flax.nnx"].Param)
+        for node in jax.tree.leaves(tree, is_leaf=_is_variable)
+        for _ in jax.tree.leaves(node)
+    ]
+    collection = any(len(path) > 1 and path[0] == "params" for path in paths)
+    chosen = []
+    for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+        kept = isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        kept = kept or (scalars and isinstance(leaf, bool | int | float | np.generic | np.ndarray | jax.Array))
+        if not kept:
+            _refuse_opaque(".".join(path), leaf)
+        elif is_param[i] and (not collection or (len(path) > 1 and path[0] == "params")):
+            chosen.append(i)
+
+    def rebuild(new: list[Any], others: Callable[[Any], Any] = lambda leaf: leaf) -> Params:
+        by_index = dict(zip(chosen, new, strict=True))
+        return unflatten([by_index[i] if i in by_index else others(leaf) for i, leaf in enumerate(leaves)])
+
+    return Flat(
+        [leaf_name(paths[i]) for i in chosen], [leaves[i] for i in chosen], rebuild, lambda new: rebuild(new, _zero)
+    )
+
+
+def paths_and_leaves(tree: Any) -> tuple[list[list[str]], list[Any], Callable[[list[Any]], Any]]:
+    """Every leaf with the components of its path, and the way back to the tree; an nnx Variable adds no component."""
+    nodes, _ = tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)
+    paths: list[list[str]] = []
+    for path, node in nodes:  # a Variable is one node here and holds its leaves, mostly one
+        paths += [[_component(key) for key in path]] * len(jax.tree.leaves(node))
+    leaves, treedef = jax.tree.flatten(tree)
+    return paths, leaves, lambda new: jax.tree.unflatten(treedef, new)
+
+
+def _is_variable(node: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")  # a Variable can only be there if its user has imported flax
+    return nnx is not None and isinstance(node, nnx.Variable)
+
+
+def _component(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def _refuse_opaque(name: str, leaf: Any) -> None:
+    if isinstance(leaf, str | bytes | np.generic | np.ndarray | jax.Array):
+        return
+    if isinstance(leaf, Iterable) or (is_dataclass(leaf) and not isinstance(leaf, type)):
+        raise TypeError(
+            f"params: the leaf {name!r} is a {type(leaf).__module__}.{type(leaf).__name__}, which JAX's pytrees do not look "
+            "into: use dicts, lists, tuples and arrays, or register the class"
+        )
+
+
+def _zero(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array | np.ndarray):
+        key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.zeros(leaf.shape, jax.dtypes.float0) if key else jnp.zeros_like(leaf)
+    return type(leaf)(0) if isinstance(leaf, bool | int | float | np.generic) else leaf
+
+
+def zeros_like(x: Array) -> Array:
+    return jnp.zeros_like(x)
+
+
+def is_complex(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.complexfloating)
+
+
+def is_scalar(x: Any) -> bool:
+    """Numbers and 0-d arrays."""
+    return isinstance(x, int | float | np.number) or (isinstance(x, jax.Array | np.ndarray) and x.ndim == 0)
+
+
+def upcast(x: Array) -> Array:
+    """Half precision (and float8) to float32."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+
+
+def downcast(y: Array, x: Array) -> Array:
+    return y.astype(x.dtype)
+
+
+def cast(value: Any, x: Array) -> Any:
+    """A strength, step or anchor in the dtype of `x`; Python numbers stay numbers, which promote nothing."""
+    if isinstance(value, int | float | np.number):
+        return float(value)
+    return jnp.asarray(value).astype(x.dtype)
+
+
+def concrete(value: Any) -> float | None:
+    """The smallest entry of a value that can be looked at now: not traced."""
+    if isinstance(value, jax.core.Tracer) or np.size(value) == 0:
+        return None
+    return float(np.min(np.asarray(value)))
+
+
+def total(values: list[Array], leaves: list[Array]) -> Array:
+    """The sum of scalars in the widest dtype of the leaves, float32 at least."""
+    dtype = jnp.dtype(jnp.float32)
+    for leaf in leaves:
+        dtype = max(dtype, leaf.dtype, key=lambda d: d.itemsize) if not is_complex(leaf) else dtype
+    if not values:
+        return jnp.zeros((), dtype)
+    return jnp.sum(jnp.stack([v.astype(dtype) for v in values]))
+
+
+def own(tree: Params) -> Params:
+    """JAX arrays do not change; NumPy arrays are copied."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
+
+
+def as_numpy(x: Array) -> np.ndarray:
+    return np.asarray(upcast(x))
+
+
+def is_array(x: Any) -> bool:
+    """Arrays that a file can hold: no typed PRNG keys."""
+    return isinstance(x, jax.Array | np.ndarray) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def stored(x: Array) -> Array:
+    return x
+
+
+def like_array(value: Any, x: Array) -> Array:
+    """An array from a file, in the dtype it has there."""
+    del x
+    return jnp.asarray(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Penalty(_penalty.Penalty):
+    __doc__ = _penalty.Penalty.__doc__
+    wing = sys.modules[__name__]
+
+
+def _unflatten(static: tuple[Any, ...], children: Iterable[Any]) -> Penalty:
+    return _penalty.unflatten_penalty(Penalty, static, list(children))  # type: ignore[return-value]
+
+
+tree_util.register_pytree_node(Penalty, _penalty.flatten_penalty, _unflatten)
+
+
+def params(model: Any) -> Params:
+    """The parameters of a model as one tree.
+
+    Args:
+        model: linen variables (their `params` collection is taken), an nnx module (its `Param` variables as a pure dict
+            that `nnx.update` takes back), or an equinox-style module, which is a pytree itself (what is no floating-point
+            array becomes None).
+
+    Returns:
+        A tree of arrays.
+
+    Raises:
+        TypeError: a model without parameters.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(model, nnx.Module | nnx.State):
+        return nnx.to_pure_dict(
+            nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model.filter(nnx.Param)
+        )
+    if isinstance(model, Mapping) and "params" in model:
+        return model["params"]
+    inexact = lambda x: isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.inexact)  # noqa: E731
+    tree = jax.tree.map(lambda x: x if inexact(x) else None, model)
+    if not jax.tree.leaves(tree):
+        raise TypeError(
+            f"params: found no parameters in {type(model).__name__}; expected linen variables, an nnx module or a pytree "
+            "of arrays"
+        )
+    return tree

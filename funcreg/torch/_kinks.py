@@ -1,0 +1,30 @@
+"""Absolute value and Euclidean norm with derivative 0 at the kink, and NaN in -> NaN out.
+
+NOTE [double where]
+The derivative of sqrt at 0 is infinite, and `where(zero, 0, sqrt(square))` still multiplies that infinity by 0 on the
+way back: NaN. So the square is made 1 where it is 0 before the root is taken, and the root is made 0 there afterwards.
+The test is `== 0` and not `> 0`: a NaN is neither, and must come out as NaN, not as a norm of 0.
+"""
+
+import torch
+from torch import Tensor
+
+
+def absolute(x: Tensor) -> Tensor:
+    """|x| with derivative sign(x), which is 0 at 0."""
+    return torch.abs(x)
+
+
+def norm(x: Tensor) -> Tensor:
+    """Euclidean norm over the last axis; the derivative at 0 is 0.
+
+    Scaled by the largest entry, so that no square overflows or vanishes: 1e-30 and 1e30 are right in float32.
+    """
+    if x.numel() == 0:
+        return x.sum(-1)
+    scale = x.detach().abs().amax(-1, keepdim=True)
+    scale = torch.where((scale == 0) | torch.isinf(scale), torch.ones_like(scale), scale)
+    square = (x / scale).square().sum(-1)
+    zero = square == 0  # NOTE [double where]
+    root = torch.sqrt(torch.where(zero, torch.ones_like(square), square))
+    return torch.where(zero, torch.zeros_like(root), root) * scale.squeeze(-1)

@@ -1,0 +1,205 @@
+"""What the bookkeeping needs from PyTorch, and the Penalty class as a torch pytree. The only file that knows pytrees."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
+
+from .. import _penalty
+from .._penalty import Flat
+from .._selectors import leaf_name
+
+Params = Any  # a tree of tensors: a dict[str, Tensor] as torch.func uses, or any pytree
+Strength = float | Tensor
+
+
+def flatten(tree: Params, scalars: bool = False) -> Flat:
+    """Take a tree apart; what is no floating-point tensor is passed over.
+
+    Args:
+        tree: any pytree.
+        scalars: also keep Python numbers and bools (trees of step sizes, importances, selectors).
+
+    Raises:
+        TypeError: a container that PyTorch's pytrees do not know, or an array of another library.
+    """
+    if isinstance(tree, torch.nn.Module):
+        raise TypeError("params: got an nn.Module; pass fr.params(model), the dict of its named parameters")
+    paths, leaves, unflatten = paths_and_leaves(tree)
+    collection = any(len(path) > 1 and path[0] == "params" for path in paths)
+    chosen = []
+    for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+        kept = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+        kept = kept or (scalars and isinstance(leaf, bool | int | float | Tensor))
+        if not kept:
+            _refuse_opaque(".".join(path), leaf)
+        elif not collection or (len(path) > 1 and path[0] == "params"):
+            chosen.append(i)
+
+    def rebuild(new: list[Any], others: Callable[[Any], Any] = lambda leaf: leaf) -> Params:
+        by_index = dict(zip(chosen, new, strict=True))
+        return unflatten([by_index[i] if i in by_index else others(leaf) for i, leaf in enumerate(leaves)])
+
+    return Flat(
+        [leaf_name(paths[i]) for i in chosen], [leaves[i] for i in chosen], rebuild, lambda new: rebuild(new, _zero)
+    )
+
+
+def paths_and_leaves(tree: Any) -> tuple[list[list[str]], list[Any], Callable[[list[Any]], Any]]:
+    """Every leaf with the components of its path, and the way back to the tree."""
+    keyed, treedef = pytree.tree_flatten_with_path(tree)
+    paths = [[_component(key) for key in path] for path, _ in keyed]
+    return paths, [leaf for _, leaf in keyed], lambda leaves: pytree.tree_unflatten(leaves, treedef)
+
+
+def _component(key: Any) -> str:
+    if isinstance(key, pytree.GetAttrKey):
+        return str(key.name)
+    return str(key.idx if isinstance(key, pytree.SequenceKey) else getattr(key, "key", key))
+
+
+def _refuse_opaque(name: str, leaf: Any) -> None:
+    if isinstance(leaf, str | bytes | np.generic | Tensor) or leaf is None:
+        return
+    if isinstance(leaf, Iterable | torch.nn.Module) or (is_dataclass(leaf) and not isinstance(leaf, type)):
+        raise TypeError(
+            f"params: the leaf {name!r} is a {type(leaf).__module__}.{type(leaf).__name__}, which PyTorch's pytrees do not "
+            "look into: use dicts, lists, tuples and tensors, or register the class"
+        )
+
+
+def _zero(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return torch.zeros_like(leaf)
+    return type(leaf)(0) if isinstance(leaf, bool | int | float) else leaf
+
+
+def zeros_like(x: Tensor) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def is_complex(x: Tensor) -> bool:
+    return x.is_complex()
+
+
+def is_scalar(x: Any) -> bool:
+    """Numbers and 0-d arrays."""
+    return isinstance(x, int | float | np.number) or (isinstance(x, Tensor | np.ndarray) and x.ndim == 0)
+
+
+def upcast(x: Tensor) -> Tensor:
+    """Half precision (and float8) to float32."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def downcast(y: Tensor, x: Tensor) -> Tensor:
+    return y.to(x.dtype)
+
+
+def cast(value: Any, x: Tensor) -> Any:
+    """A strength, step or anchor in the dtype and on the device of `x`; Python numbers stay numbers."""
+    if isinstance(value, int | float | np.number):
+        return float(value)
+    return torch.as_tensor(value, dtype=x.dtype, device=x.device)
+
+
+def concrete(value: Any) -> float | None:
+    """The smallest entry of a value that can be looked at now: neither traced nor batched nor on an accelerator."""
+    if isinstance(value, Tensor):
+        hidden = torch.compiler.is_compiling() or isinstance(value, FakeTensor) or value.device.type != "cpu"
+        if hidden or torch._C._functorch.is_functorch_wrapped_tensor(value) or value.numel() == 0:
+            return None
+        return float(value.detach().min())
+    return float(value.min()) if isinstance(value, np.ndarray) else float(value)
+
+
+def total(values: list[Tensor], leaves: list[Tensor]) -> Tensor:
+    """The sum of scalars in the widest dtype of the leaves, float32 at least, on the first leaf's device."""
+    dtype = torch.float32
+    for leaf in leaves:
+        dtype = torch.promote_types(dtype, leaf.dtype) if not leaf.is_complex() else dtype
+    device = leaves[0].device if leaves else None
+    if not values:
+        return torch.zeros((), dtype=dtype, device=device)
+    return torch.stack([v.to(dtype=dtype, device=device) for v in values]).sum()
+
+
+def own(tree: Params) -> Params:
+    """A copy that training in place does not change; parameters come without their gradient history."""
+
+    def copy(leaf: Any) -> Any:
+        if isinstance(leaf, torch.nn.Parameter):
+            return leaf.detach().clone()
+        return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map(copy, tree)
+
+
+def as_numpy(x: Tensor) -> np.ndarray:
+    return upcast(x.detach()).cpu().numpy()
+
+
+def is_array(x: Any) -> bool:
+    return isinstance(x, Tensor)
+
+
+def stored(x: Tensor) -> Tensor:
+    """As safetensors takes it: contiguous, without gradient history."""
+    return x.detach().contiguous()
+
+
+def like_array(value: Any, x: Tensor) -> Tensor:
+    """An array from a file on the device of the leaf it is for."""
+    return torch.as_tensor(value).to(x.device)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Penalty(_penalty.Penalty):
+    __doc__ = _penalty.Penalty.__doc__
+    wing = sys.modules[__name__]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`tensor * penalty`: the tensor asks the penalty; without this torch.compile cannot trace the product."""
+        del types, kwargs
+        if func not in (Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul):
+            return NotImplemented
+        factor, penalty = args if isinstance(args[1], cls) else (args[1], args[0])
+        return penalty.__mul__(factor)
+
+
+def _flatten(penalty: Penalty) -> tuple[list[Any], tuple[Any, ...]]:
+    children, static = _penalty.flatten_penalty(penalty)
+    # vmap returns tensors only, so that numbers become 0-d tensors; float64, which promotes nothing
+    numbers = [torch.tensor(c, dtype=torch.float64) if isinstance(c, int | float) else c for c in children]
+    return numbers, static
+
+
+def _unflatten(children: Iterable[Any], static: tuple[Any, ...]) -> Penalty:
+    return _penalty.unflatten_penalty(Penalty, static, list(children))  # type: ignore[return-value]
+
+
+pytree.register_pytree_node(Penalty, _flatten, _unflatten, serialized_type_name="funcreg.torch.Penalty")
+
+
+def params(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters of a model as one tree, by name; a tied tensor once.
+
+    Args:
+        model: an `nn.Module`.
+
+    Returns:
+        `dict(model.named_parameters())`.
+
+    Raises:
+        TypeError: not an `nn.Module`.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"params: model must be an nn.Module, got {type(model).__name__}")
+    return dict(model.named_parameters())

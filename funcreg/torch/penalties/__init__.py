@@ -1,0 +1,1 @@
+"""One penalty per file: leaf value, subgradient and prox, and the factory."""

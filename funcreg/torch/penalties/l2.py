@@ -1,0 +1,90 @@
+"""L2 with the factor 1/2: its strength is the `weight_decay` of torch and optax."""
+
+import torch
+from torch import Tensor
+
+from ..._penalty import Rule, make
+from .._wing import Penalty, Strength
+
+
+def value(x: Tensor, lam: float) -> Tensor:
+    r"""Half the squared Euclidean norm.
+
+    .. math::
+        \Omega(x) = \tfrac{\lambda}{2} \sum_i x_i^2
+
+    Args:
+        x: array of any shape.
+        lam: strength, `lam >= 0`; an array shaped like `x` weighs the coordinates.
+
+    Returns:
+        Scalar, dtype of `x`.
+
+    Reference:
+        Parikh and Boyd, "Proximal Algorithms", 2014, section 6.1.1.
+    """
+    return 0.5 * torch.sum(lam * x.square())
+
+
+def grad(x: Tensor, lam: float) -> Tensor:
+    r"""Gradient of `l2`.
+
+    .. math::
+        g_i = \lambda x_i
+
+    Args:
+        x: array of any shape.
+        lam: strength, `lam >= 0`.
+
+    Returns:
+        Shape and dtype of `x`.
+    """
+    return lam * x
+
+
+def prox(x: Tensor, step_size: Tensor, lam: float) -> Tensor:
+    r"""Proximal operator of `l2`: shrinkage.
+
+    .. math::
+        \mathrm{argmin}_y\; \tfrac{\lambda}{2} \sum_i y_i^2 + \sum_i \frac{(y_i - x_i)^2}{2 \tau_i}
+        \;=\; \frac{x_i}{1 + \tau_i \lambda}
+
+    Args:
+        x: array of any shape.
+        step_size: `\tau >= 0`, scalar or shaped like `x`.
+        lam: strength, `lam >= 0`.
+
+    Returns:
+        Shape and dtype of `x`.
+
+    Reference:
+        Parikh and Boyd, "Proximal Algorithms", 2014, section 6.1.1.
+    """
+    return x / (1 + step_size * lam)
+
+
+RULE = Rule("l2", value, grad, prox, linear=True, separable=True, merges="quadratic")
+
+
+def l2(lam: Strength) -> Penalty:
+    r"""L2 penalty with the factor 1/2, ridge: `lam` is the `weight_decay` of torch and optax.
+
+    .. math::
+        R(w) = \tfrac{\lambda}{2} \sum_i w_i^2
+
+    The tutorials' and keras' `lam * sum(w**2)` has no 1/2: that is `l2(2 * lam)`.
+
+    Args:
+        lam: strength, `lam >= 0`, a number or a 0-d array.
+
+    Returns:
+        The penalty.
+
+    Raises:
+        ValueError: a negative or infinite strength.
+        TypeError: a strength that is neither number nor array.
+
+    Reference:
+        Parikh and Boyd, "Proximal Algorithms", 2014, section 6.1.1.
+    """
+    return make(Penalty, RULE, lam)
