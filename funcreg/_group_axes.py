@@ -4,20 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ._penalty import Penalty, Rule, make, one_of
+from ._penalty import AnyPenalty, Rule, make, one_of
 
 Axes = int | Sequence[int] | None
 
 
 def make_group_lasso(
-    penalty_class: type[Penalty], rule: Rule, lam: Any, axis: Axes, per: str | None, group_scale: str
-) -> Penalty:
+    penalty_class: type[AnyPenalty], rule: Rule, lam: Any, axis: Axes, per: str | None, group_scale: str
+) -> AnyPenalty:
     """Check the options of a group lasso and put them into its rule."""
     if (axis is None) == (per is None):
         given = "both" if axis is not None else "neither"
         raise TypeError(
-            f"group_lasso: give one of axis (the axes inside one group, such as axis=-1) and per ('output' or 'input'), "
-            f"got {given}"
+            "group_lasso: give one of axis (the axes inside one group, such as axis=-1) and per ('output' or "
+            f"'input'), got {given}"
         )
     if per is not None:
         one_of("group_lasso", "per", per, ("output", "input"))
@@ -55,6 +55,7 @@ def resolve_group(
         return [i - ndim for i in range(ndim) if i != counted], options["group_scale"]
     if axes and -axes[0] > ndim:
         raise ValueError(
-            f"group_lasso: the leaf {name!r} of shape {tuple(shape)} has no axis {axes[0]}; exclude it with .on or use per="
+            f"group_lasso: the leaf {name!r} of shape {tuple(shape)} has no axis {axes[0]}; exclude it with .on "
+            "or use per="
         )
     return list(axes), options["group_scale"]

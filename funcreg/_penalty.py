@@ -1,4 +1,5 @@
-"""Penalty: a sum of parts, each a rule with strengths on selected leaves. Names, sums, anchors and errors; no framework.
+"""Penalty: a sum of parts, each a rule with strengths on selected leaves. Names, sums, anchors and errors; no
+framework.
 
 The formulas live in the wings, one file a penalty. This text speaks to a wing through the functions of its `_wing.py`:
 `flatten, zeros_like, is_complex, is_scalar, upcast, downcast, cast, concrete, total, own, as_numpy`.
@@ -8,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from . import _selectors
 from ._selectors import Selector
 
 
 class NoProxError(ValueError):
-    """The proximal operator of this penalty has no closed form, on the leaf and for the parts that the message names."""
+    """The proximal operator has no closed form, on the leaf and for the parts that the message names."""
 
 
 class NoGradError(ValueError):
@@ -74,13 +75,13 @@ class Part:
     importance: Any = None
 
     def __repr__(self) -> str:
-        given = [f"{s:g}" if isinstance(s, float | int) else _brief(s) for s in self.strengths]
+        given = [f"{s:g}" if isinstance(s, (float, int)) else _brief(s) for s in self.strengths]
         given += [f"{k}={v!r}" for k, v in self.rule.options if v is not None]
         text = f"{self.rule.name}({', '.join(given)})"
         if self.anchor is not None:
             text = f"anchored({text}{', importance' if self.importance is not None else ''})"
         if self.weight is not None:
-            weight = f"{self.weight:g}" if isinstance(self.weight, float | int) else _brief(self.weight)
+            weight = f"{self.weight:g}" if isinstance(self.weight, (float, int)) else _brief(self.weight)
             text = f"{weight} * {text}"
         return text + "".join(f" on {selector!r}" for selector in self.selectors)
 
@@ -90,7 +91,7 @@ def _brief(x: Any) -> str:
 
 
 class Bound(NamedTuple):
-    """A part on one leaf: strengths in the leaf's dtype, with weight and importance taken in where the rule is linear."""
+    """A part on one leaf: strengths in its dtype, with weight and importance taken in where the rule is linear."""
 
     rule: Rule
     strengths: tuple[Any, ...]
@@ -105,7 +106,7 @@ class Bound(NamedTuple):
     def grad(self, x: Any) -> Any:
         if self.rule.grad is None:
             raise NoGradError(
-                f"{self.rule.name} is an indicator or a count and has no gradient: use its prox, in prox_sgd or prox_adam"
+                f"{self.rule.name} is an indicator or a count and has no gradient; use it in prox_sgd or prox_adam"
             )
         g = self.rule.grad(self.shift(x), *self.strengths, *self.resolved)
         return g if self.weight is None else self.weight * g
@@ -136,7 +137,7 @@ class Penalty:
 
     # --- composing ---
 
-    def on(self, selector: Any) -> Penalty:
+    def on(self, selector: Any) -> Self:
         """The same penalty on selected leaves only; twice means both.
 
         Args:
@@ -150,17 +151,19 @@ class Penalty:
         chosen = _selector(self.wing, selector)
         return self._with(*(replace(part, selectors=(*part.selectors, chosen)) for part in self.parts))
 
-    def __add__(self, other: Any) -> Penalty:
+    def __add__(self, other: Any) -> Self:
         if isinstance(other, Penalty):
             if type(other) is not type(self):
                 raise TypeError("a penalty of the torch wing and one of the JAX wing cannot be added")
             return self._with(*self.parts, *other.parts)
-        return self if isinstance(other, int | float) and other == 0 else NotImplemented  # the start of sum(...)
+        if isinstance(other, (int, float)) and other == 0:  # the start of sum(...)
+            return self
+        return NotImplemented
 
     __radd__ = __add__
 
-    def __mul__(self, factor: Any) -> Penalty:
-        if isinstance(factor, bool) or not (isinstance(factor, int | float) or self.wing.is_scalar(factor)):
+    def __mul__(self, factor: Any) -> Self:
+        if isinstance(factor, bool) or not (isinstance(factor, (int, float)) or self.wing.is_scalar(factor)):
             return NotImplemented
         check_strength(self.wing, "penalty", "factor", factor)
         return self._with(*(replace(p, weight=factor if p.weight is None else factor * p.weight) for p in self.parts))
@@ -168,7 +171,7 @@ class Penalty:
     __rmul__ = __mul__
     __array_ufunc__ = None  # numpy scalars leave `scalar * penalty` to the penalty
 
-    def _with(self, *parts: Part) -> Penalty:
+    def _with(self, *parts: Part) -> Self:
         return type(self)(parts)
 
     # --- the three functions ---
@@ -255,9 +258,9 @@ class Penalty:
                     name, x = flat.names[i], flat.leaves[i]
                     if wing.is_complex(x):
                         raise TypeError(
-                            f"{part.rule.name}: the leaf {name!r} is complex; penalties act on real arrays: store real and "
-                            "imaginary parts as a last axis of two (group_lasso(axis=-1) then shrinks magnitudes) or "
-                            "exclude the leaf with .on"
+                            f"{part.rule.name}: the leaf {name!r} is complex; penalties act on real arrays: store "
+                            "real and imaginary parts as a last axis of two (group_lasso(axis=-1) then shrinks "
+                            "magnitudes) or exclude the leaf with .on"
                         )
                     bound[i].append(_bind_part(wing, part, name, wing.upcast(x), anchors, factors))
         return flat, bound
@@ -272,22 +275,23 @@ def _selected(part: Part, flat: Flat) -> list[bool]:
 
 
 def _selector(wing: Any, given: Any) -> Selector:
-    if isinstance(given, str | list | tuple) and not any(isinstance(g, bool) for g in given):
+    if isinstance(given, (str, list, tuple)) and not any(isinstance(g, bool) for g in given):
         globs = (given,) if isinstance(given, str) else tuple(given)
         if not globs:
             raise TypeError("on: an empty list selects nothing; give at least one glob")
         for glob in globs:
             _selectors.check_glob(glob, "on")
         return Selector(globs=globs)
-    if callable(given) and not hasattr(given, "tree_flatten"):
-        return Selector(function=given)
+    if callable(given):
+        function: Callable[[str, Any], Any] = given
+        return Selector(function=function)
     flat = wing.flatten(given, scalars=True)
     flags = tuple(zip(flat.names, flat.leaves, strict=True))
     wrong = [name for name, flag in flags if not isinstance(flag, bool)]
     if wrong or not flags:
         raise TypeError(
-            "on: expected a glob, a list of globs, a role (weights, biases, norms), a function (name, leaf) -> bool or a "
-            f"tree of bools, got {type(given).__name__}" + (f" with the leaf {wrong[0]!r}" if wrong else "")
+            "on: expected a glob, a list of globs, a role (weights, biases, norms), a function (name, leaf) -> bool "
+            f"or a tree of bools, got {type(given).__name__}" + (f" with the leaf {wrong[0]!r}" if wrong else "")
         )
     return Selector(flags=flags)
 
@@ -299,14 +303,17 @@ def check_strength(wing: Any, where: str, name: str, value: Any) -> None:
             f"{where}: {name} must be a number or an array, got a function; for a schedule give the transformation a "
             f"function count -> Penalty, such as prox_adam(learning_rate, lambda count: {where}(schedule(count)))"
         )
-    if isinstance(value, bool) or not (isinstance(value, int | float) or hasattr(value, "shape")):
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) or hasattr(value, "shape")):
         raise TypeError(f"{where}: {name} must be a number or an array, got {value!r}")
     smallest = wing.concrete(value)
     if smallest is not None and not 0 <= smallest < float("inf"):
         raise ValueError(f"{where}: {name} must be {'finite' if smallest > 0 else '>= 0'}, got {smallest:g}")
 
 
-def make(penalty_class: type[Penalty], rule: Rule, *strengths: Any) -> Penalty:
+AnyPenalty = TypeVar("AnyPenalty", bound=Penalty)
+
+
+def make(penalty_class: type[AnyPenalty], rule: Rule, *strengths: Any) -> AnyPenalty:
     """A penalty of one part; its strengths are checked against the domain `[0, inf)`."""
     for name, value in zip(rule.strengths, strengths, strict=True):
         check_strength(penalty_class.wing, rule.name, name, value)
@@ -333,7 +340,7 @@ def flatten_penalty(penalty: Penalty) -> tuple[list[Any], tuple[Any, ...]]:
     return children, tuple(static)
 
 
-def unflatten_penalty(penalty_class: type[Penalty], static: Sequence[Any], children: Sequence[Any]) -> Penalty:
+def unflatten_penalty(penalty_class: type[AnyPenalty], static: Sequence[Any], children: Sequence[Any]) -> AnyPenalty:
     """The inverse of `flatten_penalty`; checks nothing, since transforms put placeholders in place of strengths."""
     rest = list(children)
     parts = []
@@ -347,7 +354,7 @@ def unflatten_penalty(penalty_class: type[Penalty], static: Sequence[Any], child
 # --- combinators ---
 
 
-def layerwise(rows: Mapping[str, Penalty | None]) -> Penalty:
+def layerwise(rows: Mapping[str, AnyPenalty | None]) -> AnyPenalty:
     """One penalty per row of a table of globs; the first row that matches a leaf wins.
 
     Args:
@@ -376,7 +383,7 @@ def layerwise(rows: Mapping[str, Penalty | None]) -> Penalty:
     return first._with(*parts)
 
 
-def anchored(penalty: Penalty, anchor: Any, importance: Any = None) -> Penalty:
+def anchored(penalty: AnyPenalty, anchor: Any, importance: Any = None) -> AnyPenalty:
     r"""The penalty of the distance from an anchor: fine-tuning that stays near a predefined state.
 
     .. math::
@@ -388,8 +395,8 @@ def anchored(penalty: Penalty, anchor: Any, importance: Any = None) -> Penalty:
 
     Args:
         penalty: what to shift.
-        anchor: `a`, a tree with the leaves that the penalty selects; copied, so that training in place does not move it.
-        importance: `F >= 0`, a tree like `anchor` with leaves that are scalars or shaped like the parameter; for
+        anchor: `a`, a tree with the leaves that the penalty selects; copied, so that training in place does not move
+        it. importance: `F >= 0`, a tree like `anchor` with leaves that are scalars or shaped like the parameter; for
             penalties that are sums over coordinates (l1, l2).
 
     Returns:
@@ -512,9 +519,9 @@ def _steps(wing: Any, flat: Flat, bound: Sequence[Sequence[Bound]], step_size: A
 # Quadratic parts mu/2 |x - a|^2 always merge: completing the square, the prox of g + mu/2 |x - a|^2 at v with step t is
 # the prox of g at (v + t mu a) / (1 + t mu) with step t / (1 + t mu); per coordinate, so in any diagonal metric.
 # Equal rules that are proportional to their strength add their strengths.
-# A soft-threshold (l1) followed by the prox of a group norm is the prox of their sum: on the coordinates that l1 leaves,
-# the subgradient of the group norm keeps the signs (Friedman, Hastie and Tibshirani 2010, arXiv:1001.0736, for the
-# identity metric; the argument is per coordinate and a diagonal metric does not change it).
+# A soft-threshold (l1) followed by the prox of a group norm is the prox of their sum: on the coordinates that l1
+# leaves, # the subgradient of the group norm keeps the signs (Friedman, Hastie and Tibshirani 2010, arXiv:1001.0736,
+# for the # identity metric; the argument is per coordinate and a diagonal metric does not change it).
 # Everything else that is not quadratic, and every anchored part that is not, must be alone on its leaf.
 
 
@@ -527,7 +534,8 @@ def plan(name: str, bound: Sequence[Bound]) -> tuple[list[Bound], list[Bound]]:
             continue
         if b.rule.prox is None:
             raise NoProxError(
-                f"{b.rule.name} has no proximal operator, on the leaf {name!r}: use it in penalize or add_penalty_gradient"
+                f"{b.rule.name} has no proximal operator, on the leaf {name!r}: use it in penalize or "
+                "add_penalty_gradient"
             )
         same = [i for i, o in enumerate(others) if _adds(o, b)]
         if same:
@@ -538,7 +546,8 @@ def plan(name: str, bound: Sequence[Bound]) -> tuple[list[Bound], list[Bound]]:
     kinds = sorted(b.rule.merges if b.anchor is None else "" for b in others)
     if len(others) > 1 and kinds != ["group", "soft"]:
         raise NoProxError(
-            f"the sum of {' and '.join(b.rule.name for b in others)} has no closed proximal operator, on the leaf {name!r}: "
+            f"the sum of {' and '.join(b.rule.name for b in others)} has no closed proximal operator, on the leaf "
+            f"{name!r}: "
             "put them on different leaves with .on, or use penalize or add_penalty_gradient for all but one"
         )
     return quadratic, sorted(others, key=lambda b: b.rule.merges == "group")

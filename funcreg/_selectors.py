@@ -3,6 +3,8 @@
 Plain Python on plain strings, so that `torch.compile(fullgraph=True)` can trace it (it cannot trace `fnmatch`).
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,10 +26,10 @@ def biases(name: str, leaf: Any) -> bool:
 def norms(name: str, leaf: Any) -> bool:
     """Role: gains and offsets of normalization layers, told by their names and axes.
 
-    A leaf with at most one axis that is called `scale` (flax) or `weight` (torch: matrices have two axes, gains one), or
-    a `bias` whose layer is named as normalization layers are: a name with `norm` in it, or `bn` or `ln` with or without
-    a number (`bn1`, `ln_2`, `LayerNorm_0`). In an `nn.Sequential` a normalization layer is called by its number, so that
-    its bias cannot be told from others: select it by its own name.
+    A leaf with at most one axis that is called `scale` (flax) or `weight` (torch: matrices have two axes, gains one),
+    or a `bias` whose layer is named as normalization layers are: a name with `norm` in it, or `bn` or `ln` with or
+    without a number (`bn1`, `ln_2`, `LayerNorm_0`). In an `nn.Sequential` a normalization layer is called by its
+    number, so that its bias cannot be told from others: select it by its own name.
     """
     *layers, own = name.split(".")
     layer = layers[-1].lower() if layers else ""
@@ -73,7 +75,7 @@ def _accepts(token: str, char: str) -> bool:
 
 
 def glob_match(glob: str, text: str) -> bool:
-    """Shell-style match of the whole text, case-sensitive; `*` also crosses dots. Greedy, with one star to go back to."""
+    """Shell-style match of the whole text, case-sensitive; `*` also crosses dots. Greedy, back to the last star."""
     tokens = _tokens(glob)
     t, c, star, mark = 0, 0, -1, 0
     while c < len(text):
@@ -127,7 +129,7 @@ class Selector:
     `layerwise` table with the globs `rows`. Static and hashable, so that equal penalties share one compiled program."""
 
     globs: tuple[str, ...] = ()
-    function: Callable[[str, Any], bool] | None = None
+    function: Callable[[str, Any], Any] | None = None
     flags: tuple[tuple[str, bool], ...] = ()
     rows: tuple[str, ...] = ()
     row: int = 0
@@ -165,7 +167,7 @@ class Selector:
         raise ValueError(f"{where}: the leaf {name!r} is in no row; add a row '*' (None: no penalty)")
 
     @staticmethod
-    def _by_function(function: Callable[[str, Any], bool], name: str, leaf: Any, where: str) -> bool:
+    def _by_function(function: Callable[[str, Any], Any], name: str, leaf: Any, where: str) -> bool:
         chosen = function(name, leaf)
         if not isinstance(chosen, bool):
             raise TypeError(

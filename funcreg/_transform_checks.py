@@ -57,6 +57,6 @@ def check_scalar(loss: Any) -> None:
     if shape is None or tuple(shape) != ():
         got = f"shape {tuple(shape)}" if shape is not None else type(loss).__name__
         raise TypeError(
-            f"penalize: the loss must return a scalar array, got {got}; take a mean over the batch, and return auxiliary "
-            "output from a function around the penalized loss"
+            f"penalize: the loss must return a scalar array, got {got}; take a mean over the batch, and return "
+            "auxiliary output from a function around the penalized loss"
         )

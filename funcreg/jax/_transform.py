@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -94,7 +93,7 @@ def add_penalty_gradient(penalty: Penalty | Callable[[Any], Penalty]) -> optax.G
     def init(params: Params) -> AddPenaltyGradientState:
         return AddPenaltyGradientState(_count(params))
 
-    def update(updates: Params, state: AddPenaltyGradientState, params: Params = None) -> tuple[Params, Any]:
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         check_params(where, params)
         current = at(Penalty, where, penalty, state.count)
         current.check_grad(where)
@@ -165,7 +164,7 @@ def prox_sgd(
             _count(params), _wing.total([], flat.leaves), flat.rebuild_zeros(zeros), _master(flat, master_dtype)
         )
 
-    def update(updates: Params, state: ProxSgdState, params: Params = None) -> tuple[Params, ProxSgdState]:
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, ProxSgdState]:
         check_params(where, params)
         current = at(Penalty, where, penalty, state.count)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
@@ -218,11 +217,11 @@ def prox_adam(
         s_i = \max\bigl(\sqrt{\hat v_i},\, |\partial R(w)_i|\bigr), \quad \tau_i = \frac{\eta}{s_i + \epsilon}, \quad
         w \leftarrow \mathrm{argmin}_y\; R(y) + \sum_i \frac{(y_i - (w_i - \tau_i \hat m_i))^2}{2 \tau_i}
 
-    where `\sqrt{\hat v_i}` is replaced by 0.3 times its root mean square over the leaf if `v_i` is 0. Its fixed points are
-    the stationary points of `loss + R`. Soft-thresholding by `\eta \lambda` after an Adam step solves another problem,
-    in which every coordinate has its own strength. The two guards of the metric never bind at a stationary point; without
-    them a coordinate that has seen no gradient, or a tiny one, would be set to zero in the first step. With a zero penalty
-    this is Adam.
+    where `\sqrt{\hat v_i}` is replaced by 0.3 times its root mean square over the leaf if `v_i` is 0. Its fixed points
+    are the stationary points of `loss + R`. Soft-thresholding by `\eta \lambda` after an Adam step solves another
+    problem, in which every coordinate has its own strength. The two guards of the metric never bind at a stationary
+    point; without them a coordinate that has seen no gradient, or a tiny one, would be set to zero in the first step.
+    With a zero penalty this is Adam.
 
     Args:
         learning_rate: `\eta`, a number, a 0-d array (also traced), or a schedule `count -> learning rate`.
@@ -262,7 +261,7 @@ def prox_adam(
             _count(params), flat.rebuild_zeros(zeros), flat.rebuild_zeros(again), _master(flat, master_dtype)
         )
 
-    def update(updates: Params, state: ProxAdamState, params: Params = None) -> tuple[Params, ProxAdamState]:
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, ProxAdamState]:
         check_params(where, params)
         current = at(Penalty, where, penalty, state.count)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
@@ -291,7 +290,7 @@ def prox_adam(
 
 
 def adam_metric(second_moment: Array, mean_square: Array, guard: Array) -> Array:
-    r"""The diagonal metric of `prox_adam`, before `eps` and the learning rate; see there for the formula and the reasons."""
+    """The diagonal metric of `prox_adam`, before `eps` and the learning rate; see there for formula and reasons."""
     idle = second_moment == 0
     return jnp.maximum(jnp.where(idle, 0.3 * jnp.sqrt(mean_square), jnp.sqrt(second_moment)), guard)
 

@@ -1,4 +1,4 @@
-"""What the bookkeeping needs from JAX, and the Penalty class as a JAX pytree. The only file that knows pytrees."""
+"""What the bookkeeping needs from JAX, and Penalty as a JAX pytree. The only file that knows pytrees."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -6,6 +6,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, tree_util
@@ -78,8 +79,8 @@ def _refuse_opaque(name: str, leaf: Any) -> None:
         return
     if isinstance(leaf, Iterable) or (is_dataclass(leaf) and not isinstance(leaf, type)):
         raise TypeError(
-            f"params: the leaf {name!r} is a {type(leaf).__module__}.{type(leaf).__name__}, which JAX's pytrees do not look "
-            "into: use dicts, lists, tuples and arrays, or register the class"
+            f"params: the leaf {name!r} is a {type(leaf).__module__}.{type(leaf).__name__}, which JAX's pytrees do not "
+            "look into: use dicts, lists, tuples and arrays, or register the class"
         )
 
 
@@ -168,7 +169,7 @@ class Penalty(_penalty.Penalty):
 
 
 def _unflatten(static: tuple[Any, ...], children: Iterable[Any]) -> Penalty:
-    return _penalty.unflatten_penalty(Penalty, static, list(children))  # type: ignore[return-value]
+    return _penalty.unflatten_penalty(Penalty, static, list(children))
 
 
 tree_util.register_pytree_node(Penalty, _penalty.flatten_penalty, _unflatten)
@@ -179,8 +180,8 @@ def params(model: Any) -> Params:
 
     Args:
         model: linen variables (their `params` collection is taken), an nnx module (its `Param` variables as a pure dict
-            that `nnx.update` takes back), or an equinox-style module, which is a pytree itself (what is no floating-point
-            array becomes None).
+            that `nnx.update` takes back), or an equinox-style module, which is a pytree itself (what is no
+            floating-point array becomes None).
 
     Returns:
         A tree of arrays.
@@ -199,7 +200,7 @@ def params(model: Any) -> Params:
     tree = jax.tree.map(lambda x: x if inexact(x) else None, model)
     if not jax.tree.leaves(tree):
         raise TypeError(
-            f"params: found no parameters in {type(model).__name__}; expected linen variables, an nnx module or a pytree "
-            "of arrays"
+            f"params: found no parameters in {type(model).__name__}; expected linen variables, an nnx module or a "
+            "pytree of arrays"
         )
     return tree

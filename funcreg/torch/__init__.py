@@ -8,12 +8,12 @@ from .._penalty import layerwise as layerwise
 from .._selectors import biases as biases
 from .._selectors import norms as norms
 from .._selectors import weights as weights
-from . import functional as functional
-from . import optax as optax
 
 # training
 from .._summary import Summary as Summary
 from .._summary import summary as summary
+from . import functional as functional
+from . import optax as optax
 from ._transform import Parts as Parts
 from ._transform import add_penalty_gradient as add_penalty_gradient
 from ._transform import from_flat as from_flat

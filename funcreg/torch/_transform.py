@@ -11,7 +11,7 @@ from .. import _flat, _penalty
 from .._transform_checks import at, check_hyper, check_params, check_penalty, check_precision, check_scalar
 from . import _wing
 from ._wing import Params, Penalty, Strength
-from .optax import EmptyState, GradientTransformation
+from .optax import GradientTransformation
 
 Loss = Callable[..., Any]
 
@@ -216,11 +216,11 @@ def prox_adam(
         s_i = \max\bigl(\sqrt{\hat v_i},\, |\partial R(w)_i|\bigr), \quad \tau_i = \frac{\eta}{s_i + \epsilon}, \quad
         w \leftarrow \mathrm{argmin}_y\; R(y) + \sum_i \frac{(y_i - (w_i - \tau_i \hat m_i))^2}{2 \tau_i}
 
-    where `\sqrt{\hat v_i}` is replaced by 0.3 times its root mean square over the leaf if `v_i` is 0. Its fixed points are
-    the stationary points of `loss + R`. Soft-thresholding by `\eta \lambda` after an Adam step solves another problem,
-    in which every coordinate has its own strength. The two guards of the metric never bind at a stationary point; without
-    them a coordinate that has seen no gradient, or a tiny one, would be set to zero in the first step. With a zero penalty
-    this is Adam.
+    where `\sqrt{\hat v_i}` is replaced by 0.3 times its root mean square over the leaf if `v_i` is 0. Its fixed points
+    are the stationary points of `loss + R`. Soft-thresholding by `\eta \lambda` after an Adam step solves another
+    problem, in which every coordinate has its own strength. The two guards of the metric never bind at a stationary
+    point; without them a coordinate that has seen no gradient, or a tiny one, would be set to zero in the first step.
+    With a zero penalty this is Adam.
 
     Args:
         learning_rate: `\eta`, a number, a 0-d array (also traced), or a schedule `count -> learning rate`.
@@ -289,7 +289,7 @@ def prox_adam(
 
 
 def adam_metric(second_moment: Tensor, mean_square: Tensor, guard: Tensor) -> Tensor:
-    r"""The diagonal metric of `prox_adam`, before `eps` and the learning rate; see there for the formula and the reasons."""
+    """The diagonal metric of `prox_adam`, before `eps` and the learning rate; see there for formula and reasons."""
     s = torch.where(second_moment == 0, 0.3 * mean_square.sqrt(), second_moment.sqrt())
     return torch.maximum(s, guard)
 

@@ -1,13 +1,16 @@
-"""What the bookkeeping needs from PyTorch, and the Penalty class as a torch pytree. The only file that knows pytrees."""
+"""What the bookkeeping needs from PyTorch, and Penalty as a torch pytree. The only file that knows pytrees."""
+
+from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports]
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
@@ -36,7 +39,7 @@ def flatten(tree: Params, scalars: bool = False) -> Flat:
     chosen = []
     for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         kept = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
-        kept = kept or (scalars and isinstance(leaf, bool | int | float | Tensor))
+        kept = kept or (scalars and isinstance(leaf, (bool, int, float, Tensor)))
         if not kept:
             _refuse_opaque(".".join(path), leaf)
         elif not collection or (len(path) > 1 and path[0] == "params"):
@@ -65,19 +68,19 @@ def _component(key: Any) -> str:
 
 
 def _refuse_opaque(name: str, leaf: Any) -> None:
-    if isinstance(leaf, str | bytes | np.generic | Tensor) or leaf is None:
+    if isinstance(leaf, (str, bytes, np.generic, Tensor)) or leaf is None:
         return
-    if isinstance(leaf, Iterable | torch.nn.Module) or (is_dataclass(leaf) and not isinstance(leaf, type)):
+    if isinstance(leaf, (Iterable, torch.nn.Module)) or (is_dataclass(leaf) and not isinstance(leaf, type)):
         raise TypeError(
-            f"params: the leaf {name!r} is a {type(leaf).__module__}.{type(leaf).__name__}, which PyTorch's pytrees do not "
-            "look into: use dicts, lists, tuples and tensors, or register the class"
+            f"params: the leaf {name!r} is a {type(leaf).__module__}.{type(leaf).__name__}, which PyTorch's pytrees do "
+            "not look into: use dicts, lists, tuples and tensors, or register the class"
         )
 
 
 def _zero(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return torch.zeros_like(leaf)
-    return type(leaf)(0) if isinstance(leaf, bool | int | float) else leaf
+    return type(leaf)(0) if isinstance(leaf, (bool, int, float)) else leaf
 
 
 def zeros_like(x: Tensor) -> Tensor:
@@ -90,7 +93,7 @@ def is_complex(x: Tensor) -> bool:
 
 def is_scalar(x: Any) -> bool:
     """Numbers and 0-d arrays."""
-    return isinstance(x, int | float | np.number) or (isinstance(x, Tensor | np.ndarray) and x.ndim == 0)
+    return isinstance(x, (int, float, np.number)) or (isinstance(x, (Tensor, np.ndarray)) and x.ndim == 0)
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ def downcast(y: Tensor, x: Tensor) -> Tensor:
 
 def cast(value: Any, x: Tensor) -> Any:
     """A strength, step or anchor in the dtype and on the device of `x`; Python numbers stay numbers."""
-    if isinstance(value, int | float | np.number):
+    if isinstance(value, (int, float, np.number)):
         return float(value)
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
@@ -113,7 +116,7 @@ def concrete(value: Any) -> float | None:
     """The smallest entry of a value that can be looked at now: neither traced nor batched nor on an accelerator."""
     if isinstance(value, Tensor):
         hidden = torch.compiler.is_compiling() or isinstance(value, FakeTensor) or value.device.type != "cpu"
-        if hidden or torch._C._functorch.is_functorch_wrapped_tensor(value) or value.numel() == 0:
+        if hidden or is_functorch_wrapped_tensor(value) or value.numel() == 0:
             return None
         return float(value.detach().min())
     return float(value.min()) if isinstance(value, np.ndarray) else float(value)
@@ -177,12 +180,12 @@ class Penalty(_penalty.Penalty):
 def _flatten(penalty: Penalty) -> tuple[list[Any], tuple[Any, ...]]:
     children, static = _penalty.flatten_penalty(penalty)
     # vmap returns tensors only, so that numbers become 0-d tensors; float64, which promotes nothing
-    numbers = [torch.tensor(c, dtype=torch.float64) if isinstance(c, int | float) else c for c in children]
+    numbers = [torch.tensor(c, dtype=torch.float64) if isinstance(c, (int, float)) else c for c in children]
     return numbers, static
 
 
 def _unflatten(children: Iterable[Any], static: tuple[Any, ...]) -> Penalty:
-    return _penalty.unflatten_penalty(Penalty, static, list(children))  # type: ignore[return-value]
+    return _penalty.unflatten_penalty(Penalty, static, list(children))
 
 
 pytree.register_pytree_node(Penalty, _flatten, _unflatten, serialized_type_name="funcreg.torch.Penalty")

@@ -17,7 +17,8 @@ from ._wing import Penalty
 
 
 def attach(optimizer: torch.optim.Optimizer, net: torch.nn.Module, penalty: Penalty) -> Handle:
-    """Make every `optimizer.step()` a proximal step, in the optimizer's own metric: real zeros in a plain training loop.
+    """Make every `optimizer.step()` a proximal step, in the optimizer's own metric: real zeros in a plain training
+    loop.
 
     Equal to `prox_sgd` and `prox_adam` step for step. A hook before the step keeps the parameters; a hook after it
     computes the point and the prox from them, the optimizer's moments and its step. Parameters without a part of the
@@ -50,8 +51,8 @@ class Handle:
         if type(optimizer) not in _METHODS:
             known = ", ".join(cls.__name__ for cls in _METHODS)
             raise TypeError(
-                f"attach: {type(optimizer).__name__} has no proximal step here; use one of {known}, or write the penalty "
-                "into the loss with penalize"
+                f"attach: {type(optimizer).__name__} has no proximal step here; use one of {known}, or write the "
+                "penalty into the loss with penalize"
             )
         if not isinstance(net, torch.nn.Module):
             raise TypeError(f"attach: net must be an nn.Module, got {type(net).__name__}")
@@ -92,8 +93,8 @@ class Handle:
             if parts:
                 if p.dtype.itemsize < 4:
                     raise ValueError(
-                        f"attach: the leaf {name!r} is {p.dtype}, in which a threshold below half an ulp does nothing: keep "
-                        "float32 parameters and compute under torch.autocast"
+                        f"attach: the leaf {name!r} is {p.dtype}, in which a threshold below half an ulp does nothing: "
+                        "keep float32 parameters and compute under torch.autocast"
                     )
                 self._bound[p] = (name, parts)
 
@@ -210,8 +211,8 @@ def _check_group(optimizer: str, group: dict[str, Any]) -> None:
 
 # NOTE [blocks]
 # A proximal step is some twenty elementwise operations. On a CPU each of them would go through main memory and allocate
-# its result; on blocks that fit the cache they do neither, which makes them about five times faster (1.5M parameters, two
-# cores). On a GPU a block is the whole leaf.
+# its result; on blocks that fit the cache they do neither, which makes them about five times faster (1.5M parameters,
+# two # cores). On a GPU a block is the whole leaf.
 _BLOCK = 1 << 17
 
 

@@ -45,10 +45,10 @@ def custom(
     Args:
         name: what `repr` and errors call it.
         value: `value(x, **strengths) -> scalar`.
-        grad: `grad(x, **strengths)`, shaped like `x`; None: automatic differentiation of `value`, with the framework's own
-            convention at kinks.
-        prox: `prox(x, step_size, **strengths)`, shaped like `x`; `step_size` is a scalar or shaped like `x`. None: it has
-            none, and `prox` raises NoProxError.
+        grad: `grad(x, **strengths)`, shaped like `x`; None: automatic differentiation of `value`, with the framework's
+            own convention at kinks.
+        prox: `prox(x, step_size, **strengths)`, shaped like `x`; `step_size` is a scalar or shaped like `x`. None: it
+            has none, and `prox` raises NoProxError.
         strengths: numbers or 0-d arrays, `>= 0`, by name.
 
     Returns:

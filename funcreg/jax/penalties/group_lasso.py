@@ -36,7 +36,7 @@ def value(x: Array, lam: ArrayLike, axis: Sequence[int], group_scale: str = "sqr
     Reference:
         Yuan and Lin, "Model selection and estimation in regression with grouped variables", 2006.
     """
-    return lam * _omega(x, axis, group_scale) * jnp.sum(norm(x, axis))
+    return jnp.sum(norm(x, axis)) * lam * _omega(x, axis, group_scale)
 
 
 def grad(x: Array, lam: ArrayLike, axis: Sequence[int], group_scale: str = "sqrt_size") -> Array:
@@ -55,7 +55,7 @@ def grad(x: Array, lam: ArrayLike, axis: Sequence[int], group_scale: str = "sqrt
         Shape and dtype of `x`.
     """
     length = norm(x, axis)
-    return lam * _omega(x, axis, group_scale) * x / jnp.where(length == 0, 1, length)
+    return x / jnp.where(length == 0, 1, length) * lam * _omega(x, axis, group_scale)
 
 
 def prox(x: Array, step_size: ArrayLike, lam: ArrayLike, axis: Sequence[int], group_scale: str = "sqrt_size") -> Array:
@@ -90,7 +90,7 @@ def prox(x: Array, step_size: ArrayLike, lam: ArrayLike, axis: Sequence[int], gr
     """
     if x.size == 0:
         return x
-    threshold = step_size * lam * _omega(x, axis, group_scale)
+    threshold = jnp.asarray(step_size, x.dtype) * lam * _omega(x, axis, group_scale)
     if jnp.ndim(step_size) > 0:
         return _metric_prox(x, threshold, tuple(axis))
     length = norm(x, axis)
@@ -152,11 +152,11 @@ def group_lasso(lam: Strength, axis: Axes = None, per: str | None = None, group_
     Args:
         lam: strength, `lam >= 0`, a number or a 0-d array.
         axis: the axes inside one group, counted from the end: an int or several. `axis=-1` makes every row a group.
-        per: instead of `axis`, one group per `"output"` (all weights that enter a unit or channel) or per `"input"` (all
-            weights that leave it), in the layout of this wing's dense and convolution layers: torch has the outputs on
-            the first axis and the inputs on the second, flax has the outputs on the last and the inputs on the one
-            before. Leaves with one axis have one group per entry. Transposed convolutions and embedding tables have
-            another layout: name their `axis`. One of `axis` and `per` is required.
+        per: instead of `axis`, one group per `"output"` (all weights that enter a unit or channel) or per `"input"`
+            (all weights that leave it), in the layout of this wing's dense and convolution layers: torch has the
+            outputs on the first axis and the inputs on the second, flax has the outputs on the last and the inputs on
+            the one before. Leaves with one axis have one group per entry. Transposed convolutions and embedding tables
+            have another layout: name their `axis`. One of `axis` and `per` is required.
         group_scale: `"sqrt_size"` weighs a group by the root of its size, so that groups of different sizes are
             penalized alike; `"one"` does not.
 

@@ -42,7 +42,7 @@ def grad(x: Array, lam: ArrayLike) -> Array:
     Returns:
         Shape and dtype of `x`.
     """
-    return lam * jnp.sign(x)
+    return jnp.sign(x) * lam
 
 
 def prox(x: Array, step_size: ArrayLike, lam: ArrayLike) -> Array:
@@ -72,7 +72,8 @@ RULE = Rule("l1", value, grad, prox, linear=True, separable=True, merges="soft")
 
 
 def l1(lam: Strength) -> Penalty:
-    r"""L1 penalty, the lasso: exact zeros when its prox is used, and small weights that never reach zero when it is not.
+    r"""L1 penalty, the lasso: exact zeros when its prox is used, and small weights that never reach zero when it is
+    not.
 
     .. math::
         R(w) = \lambda \sum_i |w_i|

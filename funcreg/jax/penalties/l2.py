@@ -40,7 +40,7 @@ def grad(x: Array, lam: ArrayLike) -> Array:
     Returns:
         Shape and dtype of `x`.
     """
-    return lam * x
+    return x * lam
 
 
 def prox(x: Array, step_size: ArrayLike, lam: ArrayLike) -> Array:

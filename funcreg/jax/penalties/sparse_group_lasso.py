@@ -10,8 +10,8 @@ from .l1 import l1 as _l1
 def sparse_group_lasso(
     l1: Strength, group: Strength, axis: Axes = None, per: str | None = None, group_scale: str = "sqrt_size"
 ) -> Penalty:
-    r"""Sparse group lasso, in this library nothing but `l1(l1) + group_lasso(group, ...)`: zero groups, and zeros inside
-    the others.
+    r"""Sparse group lasso, in this library nothing but `l1(l1) + group_lasso(group, ...)`: zero groups, and zeros
+    inside the others.
 
     .. math::
         R(w) = \lambda_1 \sum_i |w_i| + \lambda_2 \sum_g \omega_g \|w_g\|_2

@@ -176,11 +176,11 @@ def group_lasso(lam: Strength, axis: Axes = None, per: str | None = None, group_
     Args:
         lam: strength, `lam >= 0`, a number or a 0-d array.
         axis: the axes inside one group, counted from the end: an int or several. `axis=-1` makes every row a group.
-        per: instead of `axis`, one group per `"output"` (all weights that enter a unit or channel) or per `"input"` (all
-            weights that leave it), in the layout of this wing's dense and convolution layers: torch has the outputs on
-            the first axis and the inputs on the second, flax has the outputs on the last and the inputs on the one
-            before. Leaves with one axis have one group per entry. Transposed convolutions and embedding tables have
-            another layout: name their `axis`. One of `axis` and `per` is required.
+        per: instead of `axis`, one group per `"output"` (all weights that enter a unit or channel) or per `"input"`
+            (all weights that leave it), in the layout of this wing's dense and convolution layers: torch has the
+            outputs on the first axis and the inputs on the second, flax has the outputs on the last and the inputs on
+            the one before. Leaves with one axis have one group per entry. Transposed convolutions and embedding tables
+            have another layout: name their `axis`. One of `axis` and `per` is required.
         group_scale: `"sqrt_size"` weighs a group by the root of its size, so that groups of different sizes are
             penalized alike; `"one"` does not.
 

@@ -71,7 +71,8 @@ RULE = Rule("l1", value, grad, prox, linear=True, separable=True, merges="soft")
 
 
 def l1(lam: Strength) -> Penalty:
-    r"""L1 penalty, the lasso: exact zeros when its prox is used, and small weights that never reach zero when it is not.
+    r"""L1 penalty, the lasso: exact zeros when its prox is used, and small weights that never reach zero when it is
+    not.
 
     .. math::
         R(w) = \lambda \sum_i |w_i|

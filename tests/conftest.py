@@ -1,0 +1,58 @@
+"""What holds for every test: strict JAX, the same seed, one thread per worker, no GPU test without a GPU."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+import torch
+
+# The same examples in every run; no deadline, since a first call compiles.
+hypothesis.settings.register_profile("funcreg", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("funcreg")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+def sees_accelerator(framework: str) -> bool:
+    """Whether `framework` ("torch" or "jax") sees more than the CPU."""
+    if framework == "torch":
+        return torch.accelerator.is_available()
+    if framework == "jax":
+        return jax.default_backend() != "cpu"
+    raise ValueError(f"gpu: a framework must be 'torch' or 'jax', got {framework!r}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("gpu"):
+        for framework in marker.args or ("torch", "jax"):
+            if not sees_accelerator(framework):
+                pytest.skip(f"{framework} sees no accelerator")
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request: pytest.FixtureRequest) -> Iterator[None]:
+    """JAX mixes neither dtypes nor ranks by itself, unless the test is marked `relaxed_promotion`."""
+    if request.node.get_closest_marker("relaxed_promotion"):
+        yield
+    else:
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            yield
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def x64() -> Callable[[], AbstractContextManager[None]]:
+    """`with x64():` float64 in JAX, inside this block of this thread only. Off elsewhere: it hides float32 faults."""
+    return lambda: jax.enable_x64(True)
