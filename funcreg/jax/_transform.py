@@ -2,45 +2,34 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import optax
 from jax import Array
+from optax import GradientTransformation
 
-from .. import _flat, _penalty
-from .._transform_checks import at, check_hyper, check_params, check_penalty, check_precision, check_scalar
+from .. import _flat, _training
+from .._training import Parts as Parts
+from .._training import Penalized, Proximal, check_hyper
 from . import _wing
 from ._wing import Params, Penalty, Strength
 
-Loss = Callable[..., Any]
+
+class ProxSgdState(NamedTuple):
+    count: Array  # shape=(), dtype=int32
+    prox_scale: Params  # c: shape=(), dtype of the widest leaf; empty without momentum
+    trace: Params  # like params; empty without momentum
+    master: Params  # like params, in master_dtype; empty without
 
 
-class Parts(NamedTuple):
-    """A penalized loss taken apart."""
-
-    loss: Any  # shape=()
-    penalty: Any  # shape=()
-
-
-@dataclass(frozen=True)
-class Penalized:
-    """`loss + penalty.value(params)`, called like the loss; made by `penalize`."""
-
-    loss: Loss
-    penalty: Penalty
-    parts: bool = False
-
-    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        loss = self.loss(params, *args, **kwargs)
-        check_scalar(loss)
-        penalty = self.penalty.value(params)
-        total = _wing.total([loss, penalty], [loss, penalty])
-        return (total, Parts(loss, penalty)) if self.parts else total
+class ProxAdamState(NamedTuple):
+    count: Array  # shape=(), dtype=int32
+    mu: Params  # like params
+    nu: Params  # like params
+    master: Params  # like params, in master_dtype; empty without
 
 
-def penalize(loss: Loss, penalty: Penalty, parts: bool = False) -> Penalized:
+def penalize(loss: Callable[..., Any], penalty: Penalty, parts: bool = False) -> Penalized:
     """The loss plus the value of a penalty, as a function with the loss's own arguments.
 
     The result is a record with the fields `loss`, `penalty` and `parts` that is called like the loss; it composes with
@@ -58,17 +47,10 @@ def penalize(loss: Loss, penalty: Penalty, parts: bool = False) -> Penalized:
         NoGradError: a part of the penalty is an indicator or a count.
         TypeError: `loss` is no function, `penalty` is no penalty of this wing, or the loss returns more than a scalar.
     """
-    if not callable(loss):
-        raise TypeError(f"penalize: loss must be a function (params, *batch) -> scalar, got {loss!r}")
-    check_penalty(Penalty, "penalize", penalty, schedule=False).check_grad("penalize")
-    return Penalized(loss, penalty, parts)
+    return _training.penalize(Penalty, loss, penalty, parts)
 
 
-class AddPenaltyGradientState(NamedTuple):
-    count: Array  # shape=(), dtype=int32
-
-
-def add_penalty_gradient(penalty: Penalty | Callable[[Any], Penalty]) -> optax.GradientTransformation:
+def add_penalty_gradient(penalty: Penalty | Callable[[Any], Penalty]) -> GradientTransformation:
     """Adds the gradient of a penalty to the updates.
 
     Before the preconditioner this is coupled regularization (with `l2`: `Adam(weight_decay)` of torch), after it
@@ -85,30 +67,7 @@ def add_penalty_gradient(penalty: Penalty | Callable[[Any], Penalty]) -> optax.G
         NoGradError: a part of the penalty is an indicator or a count.
         TypeError: `penalty` is no penalty of this wing.
     """
-    where = "add_penalty_gradient"
-    check_penalty(Penalty, where, penalty)
-    if isinstance(penalty, Penalty):
-        penalty.check_grad(where)
-
-    def init(params: Params) -> AddPenaltyGradientState:
-        return AddPenaltyGradientState(_count(params))
-
-    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
-        check_params(where, params)
-        current = at(Penalty, where, penalty, state.count)
-        current.check_grad(where)
-        flat, leaves = _penalty.align(_wing, where, params, updates=updates, gradient=current.grad(params))
-        new = [_wing.downcast(u + g, u) for u, g in zip(leaves["updates"], leaves["gradient"], strict=True)]
-        return flat.rebuild_zeros(new), AddPenaltyGradientState(state.count + 1)
-
-    return optax.GradientTransformation(init, update)
-
-
-class ProxSgdState(NamedTuple):
-    count: Array  # shape=(), dtype=int32
-    prox_scale: Params  # c, per leaf: shape=(), dtype of the leaf
-    trace: Params  # like params; empty without momentum
-    master: Params  # like params, in master_dtype; empty without
+    return GradientTransformation(*_training.add_penalty_gradient(Penalty, penalty))
 
 
 def prox_sgd(
@@ -117,7 +76,7 @@ def prox_sgd(
     momentum: Strength | None = None,
     nesterov: bool = False,
     master_dtype: Any = None,
-) -> optax.GradientTransformation:
+) -> GradientTransformation:
     r"""Proximal gradient descent, with momentum that still solves the problem as written.
 
     .. math::
@@ -146,60 +105,41 @@ def prox_sgd(
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 4.2, for the step without momentum.
     """
-    where = "prox_sgd"
-    check_penalty(Penalty, where, penalty)
-    check_hyper(_wing, where, "learning_rate", learning_rate)
+    rule = _proximal("prox_sgd", penalty, master_dtype, learning_rate=learning_rate)
     if momentum is not None:
-        check_hyper(_wing, where, "momentum", momentum, below=1.0)
+        check_hyper(_wing, "prox_sgd", "momentum", momentum, below=1.0)
     elif nesterov:
         raise ValueError("prox_sgd: nesterov=True needs momentum, got momentum=None")
-    master_dtype = None if master_dtype is None else jnp.dtype(master_dtype)
 
     def init(params: Params) -> ProxSgdState:
-        flat = _start(where, penalty, params, master_dtype)
+        flat, points, master = rule.start(params)
         if momentum is None:
-            return ProxSgdState(_count(params), (), (), _master(flat, master_dtype))
-        zeros = [_wing.zeros_like(x) for x in _work(flat, master_dtype)]
-        return ProxSgdState(
-            _count(params), _wing.total([], flat.leaves), flat.rebuild_zeros(zeros), _master(flat, master_dtype)
-        )
+            return ProxSgdState(_wing.zero_count(params), (), (), master)
+        trace = flat.rebuild_zeros([_wing.zeros_like(x) for x in points])
+        return ProxSgdState(_wing.zero_count(params), _wing.total([], points), trace, master)
 
     def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, ProxSgdState]:
-        check_params(where, params)
-        current = at(Penalty, where, penalty, state.count)
+        trees = {} if momentum is None else {"trace": state.trace}
+        now = rule.open(updates, state, params, **trees)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        trees = {"updates": updates}
+
+        def look_ahead(fresh: Array, old: Array) -> Array:
+            return fresh + _wing.cast(momentum, old) * old
+
+        directions, factor, scale, trace = now.grads, 1.0, state.prox_scale, state.trace
         if momentum is not None:
-            trees["trace"] = state.trace
-        flat, leaves = _penalty.align(_wing, where, params, **trees)
-        points = _points(where, flat, state.master, master_dtype)
-        grads = [_wing.downcast(g, x) for g, x in zip(leaves["updates"], points, strict=True)]
-        scale, trace, factor = state.prox_scale, state.trace, 1.0
-        directions = grads
-        if momentum is not None:
-            mu = _wing.cast(momentum, scale)
-            decayed = [_wing.cast(momentum, m) * m for m in leaves["trace"]]
-            moments = [g + m for g, m in zip(grads, decayed, strict=True)]
-            scale = factor = mu * scale + 1
-            directions = moments
-            if nesterov:
-                directions = [g + _wing.cast(momentum, m) * m for g, m in zip(grads, moments, strict=True)]
-                factor = 1 + mu * scale
-            trace = flat.rebuild_zeros(moments)
-        moved = [x - _wing.cast(rate, x) * d for x, d in zip(points, directions, strict=True)]
-        steps = [_wing.cast(rate, x) * _wing.cast(factor, x) for x in points]
-        new = _prox(current, flat, moved, steps)
-        state = ProxSgdState(state.count + 1, scale, trace, flat.rebuild_zeros(new) if master_dtype else ())
-        return _updates(flat, new), state
+            directions = list(map(look_ahead, now.grads, now.lists["trace"]))
+            trace = now.flat.rebuild_zeros(directions)
+            factor = scale = look_ahead(jnp.ones_like(scale), scale)
+        if momentum is not None and nesterov:
+            directions = list(map(look_ahead, now.grads, directions))
+            factor = look_ahead(jnp.ones_like(scale), scale)
+        steps = [_wing.cast(rate, x) * _wing.cast(factor, x) for x in now.points]
+        moved = [x - _wing.cast(rate, x) * d for x, d in zip(now.points, directions, strict=True)]
+        updates, master = rule.close(now, moved, steps)
+        return updates, ProxSgdState(_wing.increment(state.count), scale, trace, master)
 
-    return optax.GradientTransformation(init, update)
-
-
-class ProxAdamState(NamedTuple):
-    count: Array  # shape=(), dtype=int32
-    mu: Params  # like params
-    nu: Params  # like params
-    master: Params  # like params, in master_dtype; empty without
+    return GradientTransformation(init, update)
 
 
 def prox_adam(
@@ -210,7 +150,7 @@ def prox_adam(
     eps: Strength = 1e-8,
     weight_decay: Strength = 0.0,
     master_dtype: Any = None,
-) -> optax.GradientTransformation:
+) -> GradientTransformation:
     r"""Adam whose proximal step uses Adam's own metric: exact zeros for the objective as written.
 
     .. math::
@@ -244,49 +184,38 @@ def prox_adam(
         of an adaptive method: Yun, Lozano and Yang, "ProxGen: Adaptive Proximal Gradient Methods for Structured Neural
         Networks", 2021. The two guards are this library's.
     """
-    where = "prox_adam"
-    check_penalty(Penalty, where, penalty)
-    check_hyper(_wing, where, "learning_rate", learning_rate)
-    check_hyper(_wing, where, "b1", b1, below=1.0)
-    check_hyper(_wing, where, "b2", b2, below=1.0)
-    check_hyper(_wing, where, "eps", eps)
-    check_hyper(_wing, where, "weight_decay", weight_decay)
-    master_dtype = None if master_dtype is None else jnp.dtype(master_dtype)
+    rule = _proximal(
+        "prox_adam", penalty, master_dtype, learning_rate=learning_rate, eps=eps, weight_decay=weight_decay
+    )
+    check_hyper(_wing, "prox_adam", "b1", b1, below=1.0)
+    check_hyper(_wing, "prox_adam", "b2", b2, below=1.0)
 
     def init(params: Params) -> ProxAdamState:
-        flat = _start(where, penalty, params, master_dtype)
-        zeros = [_wing.zeros_like(x) for x in _work(flat, master_dtype)]
-        again = [_wing.zeros_like(x) for x in zeros]
-        return ProxAdamState(
-            _count(params), flat.rebuild_zeros(zeros), flat.rebuild_zeros(again), _master(flat, master_dtype)
-        )
+        flat, points, master = rule.start(params)
+        mu, nu = (flat.rebuild_zeros([_wing.zeros_like(x) for x in points]) for _ in range(2))
+        return ProxAdamState(_wing.zero_count(params), mu, nu, master)
 
     def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, ProxAdamState]:
-        check_params(where, params)
-        current = at(Penalty, where, penalty, state.count)
+        now = rule.open(updates, state, params, mu=state.mu, nu=state.nu)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        count = state.count + 1
-        flat, leaves = _penalty.align(_wing, where, params, updates=updates, mu=state.mu, nu=state.nu)
-        points = _points(where, flat, state.master, master_dtype)
-        guards = _wing.flatten(current.guard(flat.rebuild(points))).leaves
-        mu, nu, moved, steps = [], [], [], []
-        for x, g, m, v, guard in zip(points, leaves["updates"], leaves["mu"], leaves["nu"], guards, strict=True):
-            g = _wing.downcast(g, x)
-            m = _wing.cast(b1, x) * m + _wing.cast(1 - b1, x) * g
-            v = _wing.cast(b2, x) * v + _wing.cast(1 - b2, x) * g**2
-            mean = m / _correction(b1, count, x)
-            second = v / _correction(b2, count, x)
-            step = _wing.cast(rate, x) / (adam_metric(second, second.mean(), guard) + _wing.cast(eps, x))
-            decay = 1 - _wing.cast(rate, x) * _wing.cast(weight_decay, x)
-            mu.append(m)
-            nu.append(v)
-            moved.append(decay * x - step * mean)
-            steps.append(step)
-        new = _prox(current, flat, moved, steps)
-        master = flat.rebuild_zeros(new) if master_dtype else ()
-        return _updates(flat, new), ProxAdamState(count, flat.rebuild_zeros(mu), flat.rebuild_zeros(nu), master)
+        count = _wing.increment(state.count)
 
-    return optax.GradientTransformation(init, update)
+        def leaf(x: Array, g: Array, m: Array, v: Array, guard: Array) -> tuple[Array, ...]:
+            m = _average(b1, m, g)
+            v = _average(b2, v, g**2)
+            v_hat = v / _correction(b2, count, x)
+            scaled = adam_metric(v_hat, jnp.mean(v_hat), guard) + _wing.cast(eps, x)
+            lr = _wing.cast(rate, x)
+            forward = x - lr * (m / _correction(b1, count, x) / scaled + _wing.cast(weight_decay, x) * x)
+            return forward, lr / scaled, m, v
+
+        rows = zip(now.points, now.grads, now.lists["mu"], now.lists["nu"], now.guards(), strict=True)
+        new = [leaf(*row) for row in rows]
+        moved, steps, mu, nu = ([row[i] for row in new] for i in range(4))
+        updates, master = rule.close(now, moved, steps)
+        return updates, ProxAdamState(count, now.flat.rebuild_zeros(mu), now.flat.rebuild_zeros(nu), master)
+
+    return GradientTransformation(init, update)
 
 
 def adam_metric(second_moment: Array, mean_square: Array, guard: Array) -> Array:
@@ -295,50 +224,24 @@ def adam_metric(second_moment: Array, mean_square: Array, guard: Array) -> Array
     return jnp.maximum(jnp.where(idle, 0.3 * jnp.sqrt(mean_square), jnp.sqrt(second_moment)), guard)
 
 
+def _average(decay: Any, old: Array, new: Array) -> Array:
+    return _wing.cast(decay, old) * old + _wing.cast(1 - decay, old) * new
+
+
 def _correction(decay: Any, count: Array, x: Array) -> Array:
-    # 1 - decay**count without the cancellation that costs float32 an error of 7e-6.
-    if isinstance(decay, int | float):
+    """`1 - decay**count` without the cancellation, which in float32 would put an error of 7e-6 on the step."""
+    if isinstance(decay, (int, float)):
         log = math.log(decay) if decay > 0 else -math.inf
     else:
         log = jnp.log(jnp.asarray(decay)).astype(x.dtype)
     return -jnp.expm1(count.astype(x.dtype) * log)
 
 
-def _count(params: Params) -> Array:
-    del params
-    return jnp.zeros((), jnp.int32)
-
-
-def _start(where: str, penalty: Any, params: Params, master_dtype: Any) -> _penalty.Flat:
-    """What a proximal transformation checks before the first step."""
-    flat = _wing.flatten(params)
-    check_precision(where, flat, master_dtype)
-    if isinstance(penalty, Penalty):
-        penalty.check_prox(params)
-    return flat
-
-
-def _work(flat: _penalty.Flat, master_dtype: Any) -> list[Array]:
-    """The leaves in the dtype in which the steps are done."""
-    return [x if master_dtype is None else x.astype(master_dtype) for x in flat.leaves]
-
-
-def _master(flat: _penalty.Flat, master_dtype: Any) -> Params:
-    return () if master_dtype is None else flat.rebuild_zeros(_work(flat, master_dtype))
-
-
-def _points(where: str, flat: _penalty.Flat, master: Params, master_dtype: Any) -> list[Array]:
-    check_precision(where, flat, master_dtype)
-    return flat.leaves if master_dtype is None else _wing.flatten(master).leaves
-
-
-def _prox(penalty: Penalty, flat: _penalty.Flat, moved: list[Array], steps: list[Any]) -> list[Array]:
-    return _wing.flatten(penalty.prox(flat.rebuild(moved), flat.rebuild_zeros(steps))).leaves
-
-
-def _updates(flat: _penalty.Flat, new: list[Array]) -> Params:
-    """`params + updates` is the new point; `x + (0 - x)` is exactly 0."""
-    return flat.rebuild_zeros([y - x.astype(y.dtype) for y, x in zip(new, flat.leaves, strict=True)])
+def _proximal(where: str, penalty: Any, master_dtype: Any, **hyper: Any) -> Proximal:
+    _training.check_penalty(Penalty, where, penalty)
+    for name, value in hyper.items():
+        check_hyper(_wing, where, name, value)
+    return Proximal(Penalty, where, penalty, None if master_dtype is None else jnp.dtype(master_dtype))
 
 
 def to_flat(tree: Any) -> dict[str, Array]:

@@ -147,6 +147,20 @@ def as_numpy(x: Array) -> np.ndarray:
     return np.asarray(upcast(x))
 
 
+def zero_count(params: Params) -> Array:
+    """A step count."""
+    del params
+    return jnp.zeros((), jnp.int32)
+
+
+def increment(count: Array) -> Array:
+    return count + 1
+
+
+def master_copy(x: Array, dtype: Any) -> Array:
+    return x.astype(dtype)
+
+
 def is_array(x: Any) -> bool:
     """Arrays that a file can hold: no typed PRNG keys."""
     return isinstance(x, jax.Array | np.ndarray) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

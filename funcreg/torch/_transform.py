@@ -1,45 +1,34 @@
 """Penalties in a training loop: in the loss, as a gradient, or as a proximal step in the optimizer's own metric."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import _flat, _penalty
-from .._transform_checks import at, check_hyper, check_params, check_penalty, check_precision, check_scalar
+from .. import _flat, _training
+from .._training import Parts as Parts
+from .._training import Penalized, Proximal, check_hyper
 from . import _wing
 from ._wing import Params, Penalty, Strength
 from .optax import GradientTransformation
 
-Loss = Callable[..., Any]
+
+class ProxSgdState(NamedTuple):
+    count: Tensor  # shape=(), dtype=int32
+    prox_scale: Params  # c: shape=(), dtype of the widest leaf; empty without momentum
+    trace: Params  # like params; empty without momentum
+    master: Params  # like params, in master_dtype; empty without
 
 
-class Parts(NamedTuple):
-    """A penalized loss taken apart."""
-
-    loss: Any  # shape=()
-    penalty: Any  # shape=()
-
-
-@dataclass(frozen=True)
-class Penalized:
-    """`loss + penalty.value(params)`, called like the loss; made by `penalize`."""
-
-    loss: Loss
-    penalty: Penalty
-    parts: bool = False
-
-    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        loss = self.loss(params, *args, **kwargs)
-        check_scalar(loss)
-        penalty = self.penalty.value(params)
-        total = _wing.total([loss, penalty], [loss, penalty])
-        return (total, Parts(loss, penalty)) if self.parts else total
+class ProxAdamState(NamedTuple):
+    count: Tensor  # shape=(), dtype=int32
+    mu: Params  # like params
+    nu: Params  # like params
+    master: Params  # like params, in master_dtype; empty without
 
 
-def penalize(loss: Loss, penalty: Penalty, parts: bool = False) -> Penalized:
+def penalize(loss: Callable[..., Any], penalty: Penalty, parts: bool = False) -> Penalized:
     """The loss plus the value of a penalty, as a function with the loss's own arguments.
 
     The result is a record with the fields `loss`, `penalty` and `parts` that is called like the loss; it composes with
@@ -57,14 +46,7 @@ def penalize(loss: Loss, penalty: Penalty, parts: bool = False) -> Penalized:
         NoGradError: a part of the penalty is an indicator or a count.
         TypeError: `loss` is no function, `penalty` is no penalty of this wing, or the loss returns more than a scalar.
     """
-    if not callable(loss):
-        raise TypeError(f"penalize: loss must be a function (params, *batch) -> scalar, got {loss!r}")
-    check_penalty(Penalty, "penalize", penalty, schedule=False).check_grad("penalize")
-    return Penalized(loss, penalty, parts)
-
-
-class AddPenaltyGradientState(NamedTuple):
-    count: Tensor  # shape=(), dtype=int32
+    return _training.penalize(Penalty, loss, penalty, parts)
 
 
 def add_penalty_gradient(penalty: Penalty | Callable[[Any], Penalty]) -> GradientTransformation:
@@ -84,30 +66,7 @@ def add_penalty_gradient(penalty: Penalty | Callable[[Any], Penalty]) -> Gradien
         NoGradError: a part of the penalty is an indicator or a count.
         TypeError: `penalty` is no penalty of this wing.
     """
-    where = "add_penalty_gradient"
-    check_penalty(Penalty, where, penalty)
-    if isinstance(penalty, Penalty):
-        penalty.check_grad(where)
-
-    def init(params: Params) -> AddPenaltyGradientState:
-        return AddPenaltyGradientState(_count(params))
-
-    def update(updates: Params, state: AddPenaltyGradientState, params: Params = None) -> tuple[Params, Any]:
-        check_params(where, params)
-        current = at(Penalty, where, penalty, state.count)
-        current.check_grad(where)
-        flat, leaves = _penalty.align(_wing, where, params, updates=updates, gradient=current.grad(params))
-        new = [_wing.downcast(u + g, u) for u, g in zip(leaves["updates"], leaves["gradient"], strict=True)]
-        return flat.rebuild_zeros(new), AddPenaltyGradientState(state.count + 1)
-
-    return GradientTransformation(init, update)
-
-
-class ProxSgdState(NamedTuple):
-    count: Tensor  # shape=(), dtype=int32
-    prox_scale: Params  # c, per leaf: shape=(), dtype of the leaf
-    trace: Params  # like params; empty without momentum
-    master: Params  # like params, in master_dtype; empty without
+    return GradientTransformation(*_training.add_penalty_gradient(Penalty, penalty))
 
 
 def prox_sgd(
@@ -145,60 +104,43 @@ def prox_sgd(
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 4.2, for the step without momentum.
     """
-    where = "prox_sgd"
-    check_penalty(Penalty, where, penalty)
-    check_hyper(_wing, where, "learning_rate", learning_rate)
+    rule = _proximal("prox_sgd", penalty, master_dtype, learning_rate=learning_rate)
     if momentum is not None:
-        check_hyper(_wing, where, "momentum", momentum, below=1.0)
+        check_hyper(_wing, "prox_sgd", "momentum", momentum, below=1.0)
     elif nesterov:
         raise ValueError("prox_sgd: nesterov=True needs momentum, got momentum=None")
-    master_dtype = _dtype(where, master_dtype)
 
     def init(params: Params) -> ProxSgdState:
-        flat = _start(where, penalty, params, master_dtype)
+        flat, points, master = rule.start(params)
         if momentum is None:
-            return ProxSgdState(_count(params), (), (), _master(flat, master_dtype))
-        zeros = [_wing.zeros_like(x) for x in _work(flat, master_dtype)]
-        return ProxSgdState(
-            _count(params), _wing.total([], flat.leaves), flat.rebuild_zeros(zeros), _master(flat, master_dtype)
-        )
+            return ProxSgdState(_wing.zero_count(params), (), (), master)
+        trace = flat.rebuild_zeros([_wing.zeros_like(x) for x in points])
+        return ProxSgdState(_wing.zero_count(params), _wing.total([], points), trace, master)
 
     def update(updates: Params, state: ProxSgdState, params: Params = None) -> tuple[Params, ProxSgdState]:
-        check_params(where, params)
-        current = at(Penalty, where, penalty, state.count)
+        trees = {} if momentum is None else {"trace": state.trace}
+        now = rule.open(updates, state, params, **trees)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        trees = {"updates": updates}
-        if momentum is not None:
-            trees["trace"] = state.trace
-        flat, leaves = _penalty.align(_wing, where, params, **trees)
-        points = _points(where, flat, state.master, master_dtype)
-        grads = [_wing.downcast(g, x) for g, x in zip(leaves["updates"], points, strict=True)]
-        scale, trace, factor = state.prox_scale, state.trace, 1.0
-        directions = grads
+        directions, factor = now.grads, 1.0
+        scale, trace = state.prox_scale, state.trace
         if momentum is not None:
             mu = _wing.cast(momentum, scale)
-            decayed = [_wing.cast(momentum, m) * m for m in leaves["trace"]]
-            moments = [g + m for g, m in zip(grads, decayed, strict=True)]
             scale = factor = mu * scale + 1
-            directions = moments
+            buffers = [g + _wing.cast(momentum, g) * b for g, b in zip(now.grads, now.lists["trace"], strict=True)]
+            trace = now.flat.rebuild_zeros(buffers)
+            directions = buffers
             if nesterov:
-                directions = [g + _wing.cast(momentum, m) * m for g, m in zip(grads, moments, strict=True)]
                 factor = 1 + mu * scale
-            trace = flat.rebuild_zeros(moments)
-        moved = [x - _wing.cast(rate, x) * d for x, d in zip(points, directions, strict=True)]
-        steps = [_wing.cast(rate, x) * _wing.cast(factor, x) for x in points]
-        new = _prox(current, flat, moved, steps)
-        state = ProxSgdState(state.count + 1, scale, trace, flat.rebuild_zeros(new) if master_dtype else ())
-        return _updates(flat, new), state
+                directions = [g + _wing.cast(momentum, g) * b for g, b in zip(now.grads, buffers, strict=True)]
+        moved, steps = [], []
+        for x, direction in zip(now.points, directions, strict=True):
+            lr = _wing.cast(rate, x)
+            moved.append(x - lr * direction)
+            steps.append(lr * _wing.cast(factor, x))
+        updates, master = rule.close(now, moved, steps)
+        return updates, ProxSgdState(_wing.increment(state.count), scale, trace, master)
 
     return GradientTransformation(init, update)
-
-
-class ProxAdamState(NamedTuple):
-    count: Tensor  # shape=(), dtype=int32
-    mu: Params  # like params
-    nu: Params  # like params
-    master: Params  # like params, in master_dtype; empty without
 
 
 def prox_adam(
@@ -243,47 +185,36 @@ def prox_adam(
         of an adaptive method: Yun, Lozano and Yang, "ProxGen: Adaptive Proximal Gradient Methods for Structured Neural
         Networks", 2021. The two guards are this library's.
     """
-    where = "prox_adam"
-    check_penalty(Penalty, where, penalty)
-    check_hyper(_wing, where, "learning_rate", learning_rate)
-    check_hyper(_wing, where, "b1", b1, below=1.0)
-    check_hyper(_wing, where, "b2", b2, below=1.0)
-    check_hyper(_wing, where, "eps", eps)
-    check_hyper(_wing, where, "weight_decay", weight_decay)
-    master_dtype = _dtype(where, master_dtype)
+    rule = _proximal(
+        "prox_adam", penalty, master_dtype, learning_rate=learning_rate, eps=eps, weight_decay=weight_decay
+    )
+    check_hyper(_wing, "prox_adam", "b1", b1, below=1.0)
+    check_hyper(_wing, "prox_adam", "b2", b2, below=1.0)
 
     def init(params: Params) -> ProxAdamState:
-        flat = _start(where, penalty, params, master_dtype)
-        zeros = [_wing.zeros_like(x) for x in _work(flat, master_dtype)]
-        again = [_wing.zeros_like(x) for x in zeros]
-        return ProxAdamState(
-            _count(params), flat.rebuild_zeros(zeros), flat.rebuild_zeros(again), _master(flat, master_dtype)
-        )
+        flat, points, master = rule.start(params)
+        mu, nu = (flat.rebuild_zeros([_wing.zeros_like(x) for x in points]) for _ in range(2))
+        return ProxAdamState(_wing.zero_count(params), mu, nu, master)
 
     def update(updates: Params, state: ProxAdamState, params: Params = None) -> tuple[Params, ProxAdamState]:
-        check_params(where, params)
-        current = at(Penalty, where, penalty, state.count)
+        now = rule.open(updates, state, params, mu=state.mu, nu=state.nu)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        count = state.count + 1
-        flat, leaves = _penalty.align(_wing, where, params, updates=updates, mu=state.mu, nu=state.nu)
-        points = _points(where, flat, state.master, master_dtype)
-        guards = _wing.flatten(current.guard(flat.rebuild(points))).leaves
+        count = _wing.increment(state.count)
         mu, nu, moved, steps = [], [], [], []
-        for x, g, m, v, guard in zip(points, leaves["updates"], leaves["mu"], leaves["nu"], guards, strict=True):
-            g = _wing.downcast(g, x)
+        rows = zip(now.points, now.grads, now.lists["mu"], now.lists["nu"], now.guards(), strict=True)
+        for x, g, m, v, guard in rows:
             m = _wing.cast(b1, x) * m + _wing.cast(1 - b1, x) * g
-            v = _wing.cast(b2, x) * v + _wing.cast(1 - b2, x) * g**2
-            mean = m / _correction(b1, count, x)
-            second = v / _correction(b2, count, x)
-            step = _wing.cast(rate, x) / (adam_metric(second, second.mean(), guard) + _wing.cast(eps, x))
-            decay = 1 - _wing.cast(rate, x) * _wing.cast(weight_decay, x)
+            v = _wing.cast(b2, x) * v + _wing.cast(1 - b2, x) * g.square()
+            m_hat = m / _correction(b1, count, x)
+            v_hat = v / _correction(b2, count, x)
+            lr = _wing.cast(rate, x)
+            step = lr / (adam_metric(v_hat, v_hat.mean(), guard) + _wing.cast(eps, x))
             mu.append(m)
             nu.append(v)
-            moved.append(decay * x - step * mean)
+            moved.append((1 - lr * _wing.cast(weight_decay, x)) * x - step * m_hat)
             steps.append(step)
-        new = _prox(current, flat, moved, steps)
-        master = flat.rebuild_zeros(new) if master_dtype else ()
-        return _updates(flat, new), ProxAdamState(count, flat.rebuild_zeros(mu), flat.rebuild_zeros(nu), master)
+        updates, master = rule.close(now, moved, steps)
+        return updates, ProxAdamState(count, now.flat.rebuild_zeros(mu), now.flat.rebuild_zeros(nu), master)
 
     return GradientTransformation(init, update)
 
@@ -295,51 +226,17 @@ def adam_metric(second_moment: Tensor, mean_square: Tensor, guard: Tensor) -> Te
 
 
 def _correction(decay: Any, count: Tensor, x: Tensor) -> Tensor:
-    # In float32 the power alone would put an error of 7e-6 on the step.
+    """`1 - decay**count`. In float32 the power alone would put an error of 7e-6 on the step."""
     return (1 - torch.as_tensor(decay, dtype=torch.float64, device=count.device) ** count).to(x.dtype)
 
 
-def _count(params: Params) -> Tensor:
-    leaves = _wing.flatten(params).leaves
-    return torch.zeros((), dtype=torch.int32, device=leaves[0].device if leaves else None)
-
-
-def _start(where: str, penalty: Any, params: Params, master_dtype: Any) -> _penalty.Flat:
-    """What a proximal transformation checks before the first step."""
-    flat = _wing.flatten(params)
-    check_precision(where, flat, master_dtype)
-    if isinstance(penalty, Penalty):
-        penalty.check_prox(params)
-    return flat
-
-
-def _dtype(where: str, dtype: Any) -> Any:
-    if not (dtype is None or isinstance(dtype, torch.dtype)):
-        raise TypeError(f"{where}: master_dtype must be a torch.dtype such as torch.float32, got {dtype!r}")
-    return dtype
-
-
-def _work(flat: _penalty.Flat, master_dtype: Any) -> list[Tensor]:
-    """The leaves in the dtype in which the steps are done."""
-    return [x if master_dtype is None else x.to(master_dtype) for x in flat.leaves]
-
-
-def _master(flat: _penalty.Flat, master_dtype: Any) -> Params:
-    return () if master_dtype is None else flat.rebuild_zeros([x.detach().clone() for x in _work(flat, master_dtype)])
-
-
-def _points(where: str, flat: _penalty.Flat, master: Params, master_dtype: Any) -> list[Tensor]:
-    check_precision(where, flat, master_dtype)
-    return flat.leaves if master_dtype is None else _wing.flatten(master).leaves
-
-
-def _prox(penalty: Penalty, flat: _penalty.Flat, moved: list[Tensor], steps: list[Any]) -> list[Tensor]:
-    return _wing.flatten(penalty.prox(flat.rebuild(moved), flat.rebuild_zeros(steps))).leaves
-
-
-def _updates(flat: _penalty.Flat, new: list[Tensor]) -> Params:
-    """`params + updates` is the new point; `x + (0 - x)` is exactly 0."""
-    return flat.rebuild_zeros([y - x.to(y.dtype) for y, x in zip(new, flat.leaves, strict=True)])
+def _proximal(where: str, penalty: Any, master_dtype: Any, **hyper: Any) -> Proximal:
+    _training.check_penalty(Penalty, where, penalty)
+    for name, value in hyper.items():
+        check_hyper(_wing, where, name, value)
+    if not (master_dtype is None or isinstance(master_dtype, torch.dtype)):
+        raise TypeError(f"{where}: master_dtype must be a torch.dtype such as torch.float32, got {master_dtype!r}")
+    return Proximal(Penalty, where, penalty, master_dtype)
 
 
 def to_flat(tree: Any) -> dict[str, Tensor]:

@@ -148,6 +148,20 @@ def as_numpy(x: Tensor) -> np.ndarray:
     return upcast(x.detach()).cpu().numpy()
 
 
+def zero_count(params: Params) -> Tensor:
+    """A step count, on the device of the parameters: no update has to wait for the host."""
+    leaves = flatten(params).leaves
+    return torch.zeros((), dtype=torch.int32, device=leaves[0].device if leaves else None)
+
+
+def increment(count: Tensor) -> Tensor:
+    return count + 1
+
+
+def master_copy(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.detach().to(dtype, copy=True)
+
+
 def is_array(x: Any) -> bool:
     return isinstance(x, Tensor)
 

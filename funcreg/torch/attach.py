@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _penalty
 from .._penalty import Bound
-from .._transform_checks import check_penalty
+from .._training import check_penalty
 from . import _wing
 from ._transform import adam_metric
 from ._wing import Penalty

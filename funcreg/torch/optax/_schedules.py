@@ -129,8 +129,7 @@ def warmup_cosine_decay_schedule(
 
     def schedule(count: Any) -> Tensor:
         t, peak, end, warmup = _wide(count, peak_value, end_value, warmup_steps)
-        flat = peak == 0
-        alpha = torch.where(flat, torch.zeros_like(end), end / torch.where(flat, torch.ones_like(peak), peak))
+        alpha = end / torch.where(peak == 0, torch.ones_like(peak), peak)  # a peak of 0 stays at 0, whatever the end
         decay = cosine_decay_schedule(peak_value, cosine_steps, alpha, exponent)
         return torch.where(t < warmup, line(count), decay(t - warmup))
 

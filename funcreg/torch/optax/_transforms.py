@@ -323,12 +323,12 @@ def add_decayed_weights(
 
 
 def _decay(updates: Updates, params: Params, strength: Any, mask: Any) -> Updates:
-    trees = {"updates": updates, "params": params}
+    trees = {"params": params, "updates": updates}
     if mask is not None:
         trees["mask"] = _trees.expand_mask("add_decayed_weights", mask, params)
     rows, rebuild = _trees.zip_leaves("add_decayed_weights", **trees)
 
-    def leaf(g: Any, p: Any, decays: bool = True) -> Any:
+    def leaf(p: Any, g: Any, decays: bool = True) -> Any:
         if not (decays and _trees.is_trained(g) and _trees.is_trained(p)):
             return g
         wide = _trees.upcast(p)
