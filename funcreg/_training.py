@@ -114,7 +114,8 @@ class Proximal:
             if x.dtype.itemsize < 4:
                 raise ValueError(
                     f"{self.where}: the leaf {name!r} is {x.dtype}, in which a threshold below half an ulp does "
-                    "nothing: small weights would never reach zero; pass master_dtype=float32, which keeps a copy in the state"
+                    "nothing: small weights would never reach zero; pass master_dtype=float32, which keeps a copy "
+                    "in the state"
                 )
 
 
