@@ -2,7 +2,7 @@
 framework.
 
 The formulas live in the wings, one file a penalty. This text speaks to a wing through the functions of its `_wing.py`:
-`flatten, zeros_like, is_complex, is_scalar, upcast, downcast, cast, concrete, total, own, as_numpy`.
+`flatten, zeros_like, where, is_complex, is_scalar, is_real, upcast, downcast, cast, concrete, total, own, as_numpy`.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ class Bound(NamedTuple):
 
     def value(self, x: Any) -> Any:
         v = self.rule.value(self.shift(x), *self.strengths, *self.resolved)
+        if tuple(getattr(v, "shape", (1,))) != ():
+            raise TypeError(f"{self.rule.name}: value must return a scalar array, got {_brief(v)}")
         return v if self.weight is None else self.weight * v
 
     def grad(self, x: Any) -> Any:
@@ -111,11 +113,15 @@ class Bound(NamedTuple):
         g = self.rule.grad(self.shift(x), *self.strengths, *self.resolved)
         return g if self.weight is None else self.weight * g
 
-    def prox(self, x: Any, step: Any) -> Any:
+    def prox(self, wing: Any, x: Any, step: Any) -> Any:
         assert self.rule.prox is not None
         step = step if self.weight is None else step * self.weight
-        y = self.rule.prox(self.shift(x), step, *self.strengths, *self.resolved)
-        return y if self.anchor is None else y + self.anchor
+        if self.anchor is None:
+            return self.rule.prox(x, step, *self.strengths, *self.resolved)
+        d = x - self.anchor
+        y = self.rule.prox(d, step, *self.strengths, *self.resolved)
+        # a + (x - a) is x but for rounding, and a step of 0 must return x
+        return wing.where((y == d) & (d != 0), x, self.anchor + y)
 
     def shift(self, x: Any) -> Any:
         return x if self.anchor is None else x - self.anchor
@@ -215,14 +221,18 @@ class Penalty:
             NoProxError: a leaf has parts whose sum has no exact prox; the message names both.
             ValueError: a negative step; a step tree that does not fit the parameters.
         """
+        return self._prox(params, step_size, check=True)
+
+    def _prox(self, params: Any, step_size: Any, check: bool) -> Any:
+        """`prox`; a training loop does not check its own steps, in which the NaN of a gradient passes through."""
         flat, bound = self.bind(params)
         wing = self.wing
-        steps = _steps(wing, flat, bound, step_size)
+        steps = _steps(wing, flat, bound, step_size, check)
         new = []
         for name, x, bs, step in zip(flat.names, flat.leaves, bound, steps, strict=True):
             if bs:
                 up = wing.upcast(x)
-                new.append(wing.downcast(prox_leaf(name, bs, up, wing.cast(step, up)), x))
+                new.append(wing.downcast(prox_leaf(wing, name, bs, up, wing.cast(step, up)), x))
             else:
                 new.append(x)
         return flat.rebuild(new)
@@ -251,8 +261,8 @@ class Penalty:
         flat.check_names("params")
         bound: list[list[Bound]] = [[] for _ in flat.names]
         for part in self.parts:
-            anchors = None if part.anchor is None else _by_name(wing, part.anchor)
-            factors = None if part.importance is None else _by_name(wing, part.importance)
+            anchors = None if part.anchor is None else _by_name(wing, "anchor", part.anchor)
+            factors = None if part.importance is None else _by_name(wing, "importance", part.importance)
             for i, chosen in enumerate(_selected(part, flat)):
                 if chosen:
                     name, x = flat.names[i], flat.leaves[i]
@@ -275,24 +285,30 @@ def _selected(part: Part, flat: Flat) -> list[bool]:
 
 
 def _selector(wing: Any, given: Any) -> Selector:
-    if isinstance(given, (str, list, tuple)) and not any(isinstance(g, bool) for g in given):
+    if isinstance(given, str) or (isinstance(given, (list, tuple)) and all(isinstance(g, str) for g in given)):
         globs = (given,) if isinstance(given, str) else tuple(given)
         if not globs:
             raise TypeError("on: an empty list selects nothing; give at least one glob")
         for glob in globs:
             _selectors.check_glob(glob, "on")
         return Selector(globs=globs)
-    if callable(given):
-        function: Callable[[str, Any], Any] = given
-        return Selector(function=function)
-    flat = wing.flatten(given, scalars=True)
+    try:
+        flat = wing.flatten(given, scalars=True)
+    except TypeError as error:
+        raise TypeError(f"on: expected a selector, got {type(given).__name__}: {error}") from None
     flags = tuple(zip(flat.names, flat.leaves, strict=True))
     wrong = [name for name, flag in flags if not isinstance(flag, bool)]
-    if wrong or not flags:
+    if callable(given) and (wrong or not flags):
+        function: Callable[[str, Any], Any] = given
+        return Selector(function=function)
+    if wrong or not flags or isinstance(given, bool):
         raise TypeError(
             "on: expected a glob, a list of globs, a role (weights, biases, norms), a function (name, leaf) -> bool "
             f"or a tree of bools, got {type(given).__name__}" + (f" with the leaf {wrong[0]!r}" if wrong else "")
         )
+    if ("params", True) in flags or ("params", False) in flags:  # a whole collection; its siblings are passed over
+        flags = tuple(("", flag) for name, flag in flags if name == "params")
+    flat.check_names("on")
     return Selector(flags=flags)
 
 
@@ -303,11 +319,16 @@ def check_strength(wing: Any, where: str, name: str, value: Any) -> None:
             f"{where}: {name} must be a number or an array, got a function; for a schedule give the transformation a "
             f"function count -> Penalty, such as prox_adam(learning_rate, lambda count: {where}(schedule(count)))"
         )
-    if isinstance(value, bool) or not (isinstance(value, (int, float)) or hasattr(value, "shape")):
+    if not wing.is_real(value):
         raise TypeError(f"{where}: {name} must be a number or an array, got {value!r}")
-    smallest = wing.concrete(value)
-    if smallest is not None and not 0 <= smallest < float("inf"):
-        raise ValueError(f"{where}: {name} must be {'finite' if smallest > 0 else '>= 0'}, got {smallest:g}")
+    check_domain(wing, f"{where}: {name}", value)
+
+
+def check_domain(wing: Any, what: str, value: Any) -> None:
+    """Refuse a concrete value with an entry outside `[0, inf)`."""
+    wrong = wing.concrete(value)
+    if wrong is not None and not 0 <= wrong < float("inf"):
+        raise ValueError(f"{what} must be {'finite' if wrong > 0 else '>= 0'}, got {wrong:g}")
 
 
 AnyPenalty = TypeVar("AnyPenalty", bound=Penalty)
@@ -367,6 +388,8 @@ def layerwise(rows: Mapping[str, AnyPenalty | None]) -> AnyPenalty:
     Raises:
         TypeError: a row is no penalty and not None, or every row is None.
     """
+    if not isinstance(rows, Mapping):
+        raise TypeError(f"layerwise: rows must be a dict of globs and penalties, got {rows!r}")
     globs = tuple(rows)
     parts: list[Part] = []
     for i, (glob, penalty) in enumerate(rows.items()):
@@ -380,7 +403,11 @@ def layerwise(rows: Mapping[str, AnyPenalty | None]) -> AnyPenalty:
     first = next((penalty for penalty in rows.values() if penalty is not None), None)
     if first is None:
         raise TypeError(f"layerwise: at least one row must be a penalty, got {dict(rows)!r}")
-    return first._with(*parts)
+    total = first._with(*parts)
+    for penalty in rows.values():
+        if penalty is not None and type(penalty) is not type(total):
+            raise TypeError("layerwise: a penalty of the torch wing and one of the JAX wing in one table")
+    return total
 
 
 def anchored(penalty: AnyPenalty, anchor: Any, importance: Any = None) -> AnyPenalty:
@@ -395,14 +422,16 @@ def anchored(penalty: AnyPenalty, anchor: Any, importance: Any = None) -> AnyPen
 
     Args:
         penalty: what to shift.
-        anchor: `a`, a tree with the leaves that the penalty selects; copied, so that training in place does not move
-        it. importance: `F >= 0`, a tree like `anchor` with leaves that are scalars or shaped like the parameter; for
+        anchor: `a`, a tree with the leaves that the penalty selects; copied, so that training in place does not
+            move it.
+        importance: `F >= 0`, a tree like `anchor` with leaves that are scalars or shaped like the parameter; for
             penalties that are sums over coordinates (l1, l2).
 
     Returns:
         The shifted penalty. Quadratic parts still merge in the prox of a sum, others do not.
 
     Raises:
+        ValueError: a negative or infinite importance.
         TypeError: not a penalty, an anchor twice, or an importance for a penalty that is no sum over coordinates.
 
     Reference:
@@ -412,6 +441,10 @@ def anchored(penalty: AnyPenalty, anchor: Any, importance: Any = None) -> AnyPen
     """
     if not isinstance(penalty, Penalty):
         raise TypeError(f"anchored: penalty must be a penalty such as l2(1e-3), got {type(penalty).__name__}")
+    if anchor is None:
+        raise TypeError("anchored: anchor must be a tree like the parameters, got None")
+    for name, factor in ({} if importance is None else _by_name(penalty.wing, "importance", importance)).items():
+        check_domain(penalty.wing, f"anchored: importance of the leaf {name!r}", factor)
     parts = []
     for part in penalty.parts:
         if part.anchor is not None:
@@ -437,10 +470,11 @@ def align(wing: Any, where: str, params: Any, **trees: Any) -> tuple[Flat, dict[
     flat = wing.flatten(params)
     flat.check_names("params")
     lists = {}
+    names = set(flat.names)
     for what, tree in trees.items():
-        by_name = _by_name(wing, tree)
+        by_name = _by_name(wing, f"{where}: {what}", tree, scalars=False)
         for name in by_name:
-            if name not in flat.names:
+            if name not in names:
                 raise ValueError(f"{where}: {what} has a leaf {name!r} that the parameters do not have")
         lists[what] = [
             _fitting(f"{where}: {what}", by_name, name, x, scalar=False)
@@ -452,8 +486,9 @@ def align(wing: Any, where: str, params: Any, **trees: Any) -> tuple[Flat, dict[
 # --- one leaf ---
 
 
-def _by_name(wing: Any, tree: Any) -> dict[str, Any]:
-    flat = wing.flatten(tree, scalars=True)
+def _by_name(wing: Any, what: str, tree: Any, scalars: bool = True) -> dict[str, Any]:
+    flat = wing.flatten(tree, scalars=scalars)
+    flat.check_names(what)
     return dict(zip(flat.names, flat.leaves, strict=True))
 
 
@@ -502,17 +537,25 @@ def guard_leaf(wing: Any, x: Any, bound: Sequence[Bound]) -> Any:
     return abs(grad_leaf(wing, x, [b for b in bound if b.rule.grad]))
 
 
-def _steps(wing: Any, flat: Flat, bound: Sequence[Sequence[Bound]], step_size: Any) -> list[Any]:
+def _steps(wing: Any, flat: Flat, bound: Sequence[Sequence[Bound]], step_size: Any, check: bool) -> list[Any]:
     if wing.is_scalar(step_size):
-        smallest = wing.concrete(step_size)
-        if smallest is not None and not smallest >= 0:
-            raise ValueError(f"prox: step_size must be >= 0, got {smallest:g}")
+        if check:
+            _check_step(wing, "prox: step_size", step_size)
         return [step_size] * len(flat.names)
-    by_name = _by_name(wing, step_size)
-    return [
-        _fitting("step_size", by_name, name, x, scalar=True) if bs else None
-        for name, x, bs in zip(flat.names, flat.leaves, bound, strict=True)
-    ]
+    by_name = _by_name(wing, "step_size", step_size)
+    steps = []
+    for name, x, bs in zip(flat.names, flat.leaves, bound, strict=True):
+        step = _fitting("step_size", by_name, name, x, scalar=True) if bs else None
+        if check and step is not None:
+            _check_step(wing, f"prox: step_size of the leaf {name!r}", step)
+        steps.append(step)
+    return steps
+
+
+def _check_step(wing: Any, what: str, step: Any) -> None:
+    wrong = wing.concrete(step)
+    if wrong is not None and not wrong >= 0:
+        raise ValueError(f"{what} must be >= 0, got {wrong:g}")
 
 
 # NOTE [the prox of a sum]
@@ -558,7 +601,7 @@ def _adds(a: Bound, b: Bound) -> bool:
     return same and a.rule.linear and a.anchor is None and b.anchor is None
 
 
-def prox_leaf(name: str, bound: Sequence[Bound], x: Any, step: Any) -> Any:
+def prox_leaf(wing: Any, name: str, bound: Sequence[Bound], x: Any, step: Any) -> Any:
     quadratic, others = plan(name, bound)
     for b in quadratic:
         (mu,) = b.strengths
@@ -566,5 +609,5 @@ def prox_leaf(name: str, bound: Sequence[Bound], x: Any, step: Any) -> Any:
         x = (x if b.anchor is None else x + step * mu * b.anchor) / shrink
         step = step / shrink
     for b in others:
-        x = b.prox(x, step)
+        x = b.prox(wing, x, step)
     return x

@@ -47,7 +47,8 @@ def _tokens(glob: str) -> list[str]:
     tokens = []
     i = 0
     while i < len(glob):
-        close = glob.find("]", i + 2) if glob[i] == "[" else -1
+        # the first character of a set may be a closing bracket: []a], [!]a]
+        close = glob.find("]", i + 2 + (glob[i + 1 : i + 2] == "!")) if glob[i] == "[" else -1
         if close > 0:
             tokens.append(glob[i:close])
             i = close + 1
@@ -153,7 +154,12 @@ class Selector:
             return [
                 self._by_function(self.function, name, leaf, where) for name, leaf in zip(names, leaves, strict=True)
             ]
-        return [self._by_flag(name, where) for name in names]
+        flags = dict(self.flags)
+        leading = {part for name in names for part in _leading(name)}
+        for flagged in flags:
+            if flagged and flagged not in leading:
+                raise ValueError(f"{where}: the tree of bools names {flagged!r}, which the parameters do not have")
+        return [self._by_flag(flags, name, where) for name in names]
 
     def _by_glob(self, name: str) -> bool:
         excluded = [glob[1:] for glob in self.globs if glob.startswith("!")]
@@ -176,9 +182,9 @@ class Selector:
             )
         return chosen
 
-    def _by_flag(self, name: str, where: str) -> bool:
-        flags = dict(self.flags)
-        for part in ["", *_leading(name)]:
+    @staticmethod
+    def _by_flag(flags: dict[str, bool], name: str, where: str) -> bool:
+        for part in [*reversed(_leading(name)), ""]:
             if part in flags:
                 return flags[part]
         raise ValueError(

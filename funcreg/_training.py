@@ -100,7 +100,7 @@ class Proximal:
     def close(self, opened: Opened, moved: list[Any], steps: list[Any]) -> tuple[Any, Any]:
         """The updates to the prox of the moved points, and the copy for the state."""
         wing, flat = opened.wing, opened.flat
-        new = wing.flatten(opened.penalty.prox(flat.rebuild(moved), flat.rebuild_zeros(steps))).leaves
+        new = wing.flatten(opened.penalty._prox(flat.rebuild(moved), flat.rebuild_zeros(steps), check=False)).leaves
         # params + updates is the new point, and x + (0 - x) is exactly 0
         updates = flat.rebuild_zeros([y - wing.cast(x, y) for y, x in zip(new, flat.leaves, strict=True)])
         return updates, () if self.master_dtype is None else flat.rebuild_zeros(new)
@@ -164,10 +164,10 @@ def check_hyper(wing: Any, where: str, name: str, value: Any, below: float = flo
         return
     if isinstance(value, bool) or not wing.is_scalar(value):
         raise TypeError(f"{where}: {name} must be a number or a 0-d array, got {value!r}")
-    smallest = wing.concrete(value)
-    if smallest is not None and not 0 <= smallest < below:
+    wrong = wing.concrete(value)
+    if wrong is not None and not 0 <= wrong < below:
         domain = ">= 0 and finite" if below == float("inf") else f"in [0, {below:g})"
-        raise ValueError(f"{where}: {name} must be {domain}, got {smallest:g}")
+        raise ValueError(f"{where}: {name} must be {domain}, got {wrong:g}")
 
 
 def _check_scalar(loss: Any) -> None:

@@ -36,7 +36,9 @@ def flatten(tree: Params, scalars: bool = False) -> Flat:
         for node in jax.tree.leaves(tree, is_leaf=_is_variable)
         for _ in jax.tree.leaves(node)
     ]
-    collection = any(len(path) > 1 and path[0] == "params" for path in paths)
+    collection = any(len(path) > 1 and path[0] == "params" for path in paths) or (
+        isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping)  # also an empty one
+    )
     chosen = []
     for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         kept = isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
@@ -77,7 +79,8 @@ def _component(key: Any) -> str:
 def _refuse_opaque(name: str, leaf: Any) -> None:
     if isinstance(leaf, str | bytes | np.generic | np.ndarray | jax.Array):
         return
-    if isinstance(leaf, Iterable) or (is_dataclass(leaf) and not isinstance(leaf, type)):
+    module = any(cls.__name__ == "Module" for cls in type(leaf).__mro__)  # torch's, flax's
+    if module or isinstance(leaf, Iterable) or (is_dataclass(leaf) and not isinstance(leaf, type)):
         raise TypeError(
             f"params: the leaf {name!r} is a {type(leaf).__module__}.{type(leaf).__name__}, which JAX's pytrees do not "
             "look into: use dicts, lists, tuples and arrays, or register the class"
@@ -93,6 +96,10 @@ def _zero(leaf: Any) -> Any:
 
 def zeros_like(x: Array) -> Array:
     return jnp.zeros_like(x)
+
+
+def where(condition: Array, x: Array, y: Array) -> Array:
+    return jnp.where(condition, x, y)
 
 
 def is_complex(x: Array) -> bool:
@@ -121,11 +128,19 @@ def cast(value: Any, x: Array) -> Any:
     return jnp.asarray(value).astype(x.dtype)
 
 
+def is_real(x: Any) -> bool:
+    """Real numbers and arrays of them; bools are neither."""
+    if hasattr(x, "dtype"):
+        return jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
 def concrete(value: Any) -> float | None:
-    """The smallest entry of a value that can be looked at now: not traced."""
+    """The most suspicious entry (NaN, else negative, else the largest) of a value that is not traced."""
     if isinstance(value, jax.core.Tracer) or np.size(value) == 0:
         return None
-    return float(np.min(np.asarray(value)))
+    smallest, largest = np.min(np.asarray(value)), np.max(np.asarray(value))
+    return float(largest if smallest >= 0 else smallest)
 
 
 def total(values: list[Array], leaves: list[Array]) -> Array:
@@ -133,14 +148,15 @@ def total(values: list[Array], leaves: list[Array]) -> Array:
     dtype = jnp.dtype(jnp.float32)
     for leaf in leaves:
         dtype = max(dtype, leaf.dtype, key=lambda d: d.itemsize) if not is_complex(leaf) else dtype
+    dtype = jax.dtypes.canonicalize_dtype(dtype)  # NumPy's float64 without x64
     if not values:
         return jnp.zeros((), dtype)
     return jnp.sum(jnp.stack([v.astype(dtype) for v in values]))
 
 
 def own(tree: Params) -> Params:
-    """JAX arrays do not change; NumPy arrays are copied."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf, tree)
+    """A copy that neither writing into a NumPy array nor donating a JAX one changes."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, (jax.Array, np.ndarray)) else leaf, tree)
 
 
 def as_numpy(x: Array) -> np.ndarray:
@@ -170,10 +186,16 @@ def stored(x: Array) -> Array:
     return x
 
 
-def like_array(value: Any, x: Array) -> Array:
+def like_array(name: str, value: Any, x: Array) -> Array:
     """An array from a file, in the dtype it has there."""
     del x
-    return jnp.asarray(value)
+    array = jnp.array(value)
+    if array.dtype != value.dtype:
+        raise ValueError(
+            f"from_flat: the leaf {name!r} is {value.dtype}, which JAX without x64 would narrow to {array.dtype}; call "
+            "it inside jax.enable_x64(True)"
+        )
+    return array
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -204,14 +226,17 @@ def params(model: Any) -> Params:
         TypeError: a model without parameters.
     """
     nnx = sys.modules.get("flax.nnx")
-    if nnx is not None and isinstance(model, nnx.Module | nnx.State):
-        return nnx.to_pure_dict(
-            nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model.filter(nnx.Param)
-        )
+    if nnx is not None and isinstance(model, (nnx.Module, nnx.State)):
+        module = isinstance(model, nnx.Module)
+        tree = nnx.to_pure_dict(nnx.state(model, nnx.Param) if module else nnx.filter_state(model, nnx.Param))
+        return _refuse_empty(tree, model)
     if isinstance(model, Mapping) and "params" in model:
         return model["params"]
     inexact = lambda x: isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.inexact)  # noqa: E731
-    tree = jax.tree.map(lambda x: x if inexact(x) else None, model)
+    return _refuse_empty(jax.tree.map(lambda x: x if inexact(x) else None, model), model)
+
+
+def _refuse_empty(tree: Params, model: Any) -> Params:
     if not jax.tree.leaves(tree):
         raise TypeError(
             f"params: found no parameters in {type(model).__name__}; expected linen variables, an nnx module or a "

@@ -12,7 +12,12 @@ from torch import Tensor
 
 def absolute(x: Tensor) -> Tensor:
     """|x| with derivative sign(x), which is 0 at 0."""
-    return torch.abs(x)
+    return x * sign(x)
+
+
+def sign(x: Tensor) -> Tensor:
+    """-1, 0 or 1, a constant for differentiation; NaN stays NaN, which `torch.sign` makes 0."""
+    return torch.where(torch.isnan(x), x, torch.sign(x)).detach()
 
 
 def norm(x: Tensor) -> Tensor:

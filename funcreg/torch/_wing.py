@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
@@ -35,7 +35,9 @@ def flatten(tree: Params, scalars: bool = False) -> Flat:
     if isinstance(tree, torch.nn.Module):
         raise TypeError("params: got an nn.Module; pass fr.params(model), the dict of its named parameters")
     paths, leaves, unflatten = paths_and_leaves(tree)
-    collection = any(len(path) > 1 and path[0] == "params" for path in paths)
+    collection = any(len(path) > 1 and path[0] == "params" for path in paths) or (
+        isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping)  # also an empty one
+    )
     chosen = []
     for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         kept = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
@@ -70,7 +72,8 @@ def _component(key: Any) -> str:
 def _refuse_opaque(name: str, leaf: Any) -> None:
     if isinstance(leaf, (str, bytes, np.generic, Tensor)) or leaf is None:
         return
-    if isinstance(leaf, (Iterable, torch.nn.Module)) or (is_dataclass(leaf) and not isinstance(leaf, type)):
+    module = any(cls.__name__ == "Module" for cls in type(leaf).__mro__)  # torch's, flax's, equinox's
+    if module or isinstance(leaf, Iterable) or (is_dataclass(leaf) and not isinstance(leaf, type)):
         raise TypeError(
             f"params: the leaf {name!r} is a {type(leaf).__module__}.{type(leaf).__name__}, which PyTorch's pytrees do "
             "not look into: use dicts, lists, tuples and tensors, or register the class"
@@ -80,11 +83,15 @@ def _refuse_opaque(name: str, leaf: Any) -> None:
 def _zero(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return torch.zeros_like(leaf)
-    return type(leaf)(0) if isinstance(leaf, (bool, int, float)) else leaf
+    return type(leaf)(0) if isinstance(leaf, (bool, int, float, np.number, np.bool_)) else leaf
 
 
 def zeros_like(x: Tensor) -> Tensor:
     return torch.zeros_like(x)
+
+
+def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(condition, x, y)
 
 
 def is_complex(x: Tensor) -> bool:
@@ -112,14 +119,31 @@ def cast(value: Any, x: Tensor) -> Any:
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
 
+def is_real(x: Any) -> bool:
+    """Real numbers and arrays of them; bools are neither."""
+    if isinstance(x, Tensor):
+        return not x.is_complex() and x.dtype != torch.bool
+    if isinstance(x, (np.ndarray, np.generic)):
+        return bool(np.isrealobj(x)) and x.dtype != np.bool_
+    return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+
 def concrete(value: Any) -> float | None:
-    """The smallest entry of a value that can be looked at now: neither traced nor batched nor on an accelerator."""
+    """The most suspicious entry (NaN, else negative, else the largest) of a value that can be looked at now.
+
+    None for a traced or batched value, or one on an accelerator, which would have to be waited for.
+    """
     if isinstance(value, Tensor):
         hidden = torch.compiler.is_compiling() or isinstance(value, FakeTensor) or value.device.type != "cpu"
         if hidden or is_functorch_wrapped_tensor(value) or value.numel() == 0:
             return None
-        return float(value.detach().min())
-    return float(value.min()) if isinstance(value, np.ndarray) else float(value)
+        if value.ndim == 0:
+            return float(value.detach())
+        smallest, largest = (float(bound) for bound in value.detach().aminmax())
+        return largest if smallest >= 0 else smallest
+    if isinstance(value, np.ndarray):
+        return float(value.min() if not value.min() >= 0 else value.max())
+    return float(value)
 
 
 def total(values: list[Tensor], leaves: list[Tensor]) -> Tensor:
@@ -134,12 +158,13 @@ def total(values: list[Tensor], leaves: list[Tensor]) -> Tensor:
 
 
 def own(tree: Params) -> Params:
-    """A copy that training in place does not change; parameters come without their gradient history."""
+    """A copy that training in place does not change; what is trained itself comes without its gradient history."""
 
     def copy(leaf: Any) -> Any:
-        if isinstance(leaf, torch.nn.Parameter):
-            return leaf.detach().clone()
-        return leaf.clone() if isinstance(leaf, Tensor) else leaf
+        if not isinstance(leaf, Tensor):
+            return leaf
+        trained = leaf.requires_grad and leaf.is_leaf and not is_functorch_wrapped_tensor(leaf)
+        return leaf.detach().clone() if trained else leaf.clone()
 
     return pytree.tree_map(copy, tree)
 
@@ -168,12 +193,13 @@ def is_array(x: Any) -> bool:
 
 def stored(x: Tensor) -> Tensor:
     """As safetensors takes it: contiguous, without gradient history."""
-    return x.detach().contiguous()
+    return x.detach().contiguous().clone()
 
 
-def like_array(value: Any, x: Tensor) -> Tensor:
-    """An array from a file on the device of the leaf it is for."""
-    return torch.as_tensor(value).to(x.device)
+def like_array(name: str, value: Any, x: Tensor) -> Tensor:
+    """A copy of an array from a file on the device of the leaf it is for."""
+    del name
+    return torch.as_tensor(value).to(x.device, copy=True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -193,20 +219,41 @@ class Penalty(_penalty.Penalty):
 
 def _flatten(penalty: Penalty) -> tuple[list[Any], tuple[Any, ...]]:
     children, static = _penalty.flatten_penalty(penalty)
-    # vmap returns tensors only, so that numbers become 0-d tensors; float64, which promotes nothing
-    numbers = [torch.tensor(c, dtype=torch.float64) if isinstance(c, (int, float)) else c for c in children]
-    return numbers, static
+    return [pytree.tree_map(_as_tensor, child) for child in children], static
+
+
+def _as_tensor(leaf: Any) -> Any:
+    """Numbers as 0-d tensors, since vmap returns tensors only; float64, which promotes nothing."""
+    if not isinstance(leaf, (int, float, np.number)):
+        return leaf
+    if torch.compiler.is_compiling():
+        return torch.tensor(float(leaf), dtype=torch.float64)
+    # not torch.tensor, which inside of grad would return a tensor of that level, and grad wraps its arguments itself
+    return torch.from_numpy(np.array(float(leaf)))
 
 
 def _unflatten(children: Iterable[Any], static: tuple[Any, ...]) -> Penalty:
     return _penalty.unflatten_penalty(Penalty, static, list(children))
 
 
-pytree.register_pytree_node(Penalty, _flatten, _unflatten, serialized_type_name="funcreg.torch.Penalty")
+def _flatten_with_keys(penalty: Penalty) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+    children, static = _flatten(penalty)
+    return [(pytree.SequenceKey(i), child) for i, child in enumerate(children)], static
+
+
+pytree.register_pytree_node(
+    Penalty,
+    _flatten,
+    _unflatten,
+    serialized_type_name="funcreg.torch.Penalty",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
 
 
 def params(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The parameters of a model as one tree, by name; a tied tensor once.
+    """The parameters of a model as one tree.
+
+    By name; a tied tensor once.
 
     Args:
         model: an `nn.Module`.

@@ -134,7 +134,7 @@ class Handle:
                     for block, bound in _blocks([p, *tensors], parts):
                         here, *rest = block
                         moved, step = rule(bound, *rest)
-                        here.copy_(_penalty.prox_leaf(name, bound, moved, step))
+                        here.copy_(_penalty.prox_leaf(_wing, name, bound, moved, step))
 
 
 # One method per optimizer: from a parameter after the step, its value before, its group and its state, to the tensors

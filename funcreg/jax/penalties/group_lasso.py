@@ -131,7 +131,8 @@ def _metric_prox(x: Array, threshold: Array, axis: tuple[int, ...]) -> Array:
     # The root's derivative is that of one Newton step at the root (implicit function theorem); a second step makes the
     # second derivative right as well.
     t = newton(newton(jax.lax.stop_gradient(t), v, theta), v, theta)
-    return jnp.where(dead, 0, scale * v * (t / (t + theta)))
+    # x and not v * scale: a threshold of 0 returns it exactly
+    return jnp.where(dead, 0, x * (t / (t + theta)))
 
 
 def _resolve(name: str, shape: Sequence[int], options: Mapping[str, Any]) -> tuple[list[int], str]:

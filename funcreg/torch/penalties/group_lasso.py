@@ -129,6 +129,7 @@ def _metric_prox(v: Tensor, threshold: Tensor) -> Tensor:
     # Scaled by the largest entry of the group: no square over- or underflows.
     scale = v.detach().abs().amax(-1, keepdim=True)
     scale = torch.where((scale == 0) | torch.isinf(scale), torch.ones_like(scale), scale)
+    x = v
     v = v / scale
     threshold = threshold / scale
     # 0/0 where a coordinate has neither value nor threshold: it does not count. NaN compares false and so stays alive.
@@ -147,7 +148,8 @@ def _metric_prox(v: Tensor, threshold: Tensor) -> Tensor:
     # The root's derivative is that of one Newton step at the root (implicit function theorem); a second step makes the
     # second derivative right as well.
     t = _newton(_newton(t, v, threshold), v, threshold)
-    return torch.where(dead, torch.zeros_like(v), v * (t / (t + threshold))) * scale
+    # x and not v * scale: a threshold of 0 returns it exactly
+    return torch.where(dead, torch.zeros_like(v), torch.where(dead, torch.zeros_like(x), x) * (t / (t + threshold)))
 
 
 def _newton(t: Tensor, v: Tensor, threshold: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..._penalty import Rule, make
-from .._kinks import absolute
+from .._kinks import absolute, sign
 from .._wing import Penalty, Strength
 
 
@@ -40,7 +40,7 @@ def grad(x: Tensor, lam: float) -> Tensor:
     Returns:
         Shape and dtype of `x`.
     """
-    return lam * torch.sign(x)
+    return lam * sign(x)
 
 
 def prox(x: Tensor, step_size: Tensor, lam: float) -> Tensor:
