@@ -301,7 +301,8 @@ def _selector(wing: Any, given: Any) -> Selector:
     if callable(given) and (wrong or not flags):
         function: Callable[[str, Any], Any] = given
         return Selector(function=function)
-    if wrong or not flags or isinstance(given, bool):
+    globs_among = isinstance(given, (list, tuple)) and any(isinstance(g, str) for g in given)
+    if wrong or not flags or globs_among:
         raise TypeError(
             "on: expected a glob, a list of globs, a role (weights, biases, norms), a function (name, leaf) -> bool "
             f"or a tree of bools, got {type(given).__name__}" + (f" with the leaf {wrong[0]!r}" if wrong else "")
@@ -443,8 +444,6 @@ def anchored(penalty: AnyPenalty, anchor: Any, importance: Any = None) -> AnyPen
         raise TypeError(f"anchored: penalty must be a penalty such as l2(1e-3), got {type(penalty).__name__}")
     if anchor is None:
         raise TypeError("anchored: anchor must be a tree like the parameters, got None")
-    for name, factor in ({} if importance is None else _by_name(penalty.wing, "importance", importance)).items():
-        check_domain(penalty.wing, f"anchored: importance of the leaf {name!r}", factor)
     parts = []
     for part in penalty.parts:
         if part.anchor is not None:
@@ -453,8 +452,15 @@ def anchored(penalty: AnyPenalty, anchor: Any, importance: Any = None) -> AnyPen
             raise TypeError(
                 f"anchored: importance needs a penalty that is a sum over coordinates (l1, l2), got {part.rule.name}"
             )
-        own = penalty.wing.own
-        parts.append(replace(part, anchor=own(anchor), importance=None if importance is None else own(importance)))
+        parts.append(part)
+    wing = penalty.wing
+    # by name: what is no array stays behind, and every transform takes the rest
+    anchor = wing.own(_by_name(wing, "anchor", anchor))
+    if importance is not None:
+        importance = wing.own(_by_name(wing, "importance", importance))
+        for name, factor in importance.items():
+            check_domain(wing, f"anchored: importance of the leaf {name!r}", factor)
+    parts = [replace(part, anchor=anchor, importance=importance) for part in parts]
     return penalty._with(*parts)
 
 

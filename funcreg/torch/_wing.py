@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports]
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
@@ -224,12 +225,13 @@ def _flatten(penalty: Penalty) -> tuple[list[Any], tuple[Any, ...]]:
 
 def _as_tensor(leaf: Any) -> Any:
     """Numbers as 0-d tensors, since vmap returns tensors only; float64, which promotes nothing."""
-    if not isinstance(leaf, (int, float, np.number)):
+    if not isinstance(leaf, (int, float, np.number, np.ndarray)):
         return leaf
     if torch.compiler.is_compiling():
         return torch.tensor(float(leaf), dtype=torch.float64)
-    # not torch.tensor, which inside of grad would return a tensor of that level, and grad wraps its arguments itself
-    return torch.from_numpy(np.array(float(leaf)))
+    # Inside of grad a new tensor belongs to that level, and grad, which wraps its arguments itself, refuses it.
+    with temporarily_clear_interpreter_stack():
+        return torch.tensor(leaf, dtype=torch.float64)
 
 
 def _unflatten(children: Iterable[Any], static: tuple[Any, ...]) -> Penalty:
