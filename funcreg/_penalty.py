@@ -569,8 +569,8 @@ def _check_step(wing: Any, what: str, step: Any) -> None:
 # the prox of g at (v + t mu a) / (1 + t mu) with step t / (1 + t mu); per coordinate, so in any diagonal metric.
 # Equal rules that are proportional to their strength add their strengths.
 # A soft-threshold (l1) followed by the prox of a group norm is the prox of their sum: on the coordinates that l1
-# leaves, # the subgradient of the group norm keeps the signs (Friedman, Hastie and Tibshirani 2010, arXiv:1001.0736,
-# for the # identity metric; the argument is per coordinate and a diagonal metric does not change it).
+# leaves, the subgradient of the group norm keeps the signs (Friedman, Hastie and Tibshirani 2010, arXiv:1001.0736,
+# for the identity metric; the argument is per coordinate and a diagonal metric does not change it).
 # Everything else that is not quadratic, and every anchored part that is not, must be alone on its leaf.
 
 

@@ -41,6 +41,10 @@ class Summary:
 
     __repr__ = __str__
 
+    def __getitem__(self, name: str) -> Row:
+        """The row of a leaf, by its name."""
+        return {row.name: row for row in self.rows}[name]
+
     @property
     def total(self) -> Row:
         """The sum of the rows."""

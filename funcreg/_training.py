@@ -58,7 +58,9 @@ def add_penalty_gradient(penalty_class: type[Penalty], penalty: Any) -> tuple[Ca
         current = at(penalty_class, where, penalty, state.count)
         current.check_grad(where)
         flat, leaves = _penalty.align(wing, where, params, updates=updates, gradient=current.grad(params))
-        new = [wing.downcast(u + g, u) for u, g in zip(leaves["updates"], leaves["gradient"], strict=True)]
+        pairs = zip(map(wing.upcast, leaves["updates"]), leaves["gradient"], strict=True)
+        sums = [u + wing.cast(g, u) for u, g in pairs]
+        new = [wing.downcast(s, u) for s, u in zip(sums, leaves["updates"], strict=True)]
         return flat.rebuild_zeros(new), AddPenaltyGradientState(wing.increment(state.count))
 
     return init, update

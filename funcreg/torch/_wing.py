@@ -261,7 +261,8 @@ def params(model: torch.nn.Module) -> dict[str, Tensor]:
         model: an `nn.Module`.
 
     Returns:
-        `dict(model.named_parameters())`.
+        `dict(model.named_parameters())`: the parameters themselves. For a loop on torch.func detach them first,
+        `{name: p.detach() for name, p in fr.params(model).items()}`, or autograd records the whole run.
 
     Raises:
         TypeError: not an `nn.Module`.

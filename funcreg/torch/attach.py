@@ -212,7 +212,7 @@ def _check_group(optimizer: str, group: dict[str, Any]) -> None:
 # NOTE [blocks]
 # A proximal step is some twenty elementwise operations. On a CPU each of them would go through main memory and allocate
 # its result; on blocks that fit the cache they do neither, which makes them about five times faster (1.5M parameters,
-# two # cores). On a GPU a block is the whole leaf.
+# two cores). On a GPU a block is the whole leaf.
 _BLOCK = 1 << 17
 
 

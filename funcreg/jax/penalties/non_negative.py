@@ -21,7 +21,8 @@ def value(x: Array) -> Array:
     Returns:
         Scalar, dtype of `x`; NaN where `x` has a NaN and no negative entry.
     """
-    return jnp.where(jnp.any(x < 0), jnp.inf, 0 * jnp.sum(x))
+    worst = jnp.where(jnp.any(x < 0), jnp.inf, jnp.where(jnp.any(jnp.isnan(x)), jnp.nan, 0.0))
+    return worst.astype(x.dtype)
 
 
 def prox(x: Array, step_size: ArrayLike) -> Array:

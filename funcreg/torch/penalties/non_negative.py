@@ -19,8 +19,8 @@ def value(x: Tensor) -> Tensor:
     Returns:
         Scalar, dtype of `x`; NaN where `x` has a NaN and no negative entry.
     """
-    violated = (x < 0).any()
-    return torch.where(violated, torch.full_like(x.sum(), float("inf")), 0 * x.sum())
+    inside = torch.where(torch.isnan(x).any(), x.new_full([], float("nan")), x.new_full([], 0.0))
+    return torch.where((x < 0).any(), x.new_full([], float("inf")), inside)
 
 
 def prox(x: Tensor, step_size: Tensor) -> Tensor:
