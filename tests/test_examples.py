@@ -1,0 +1,120 @@
+"""Every example runs as its reader would run it, without a warning, and prints the numbers its docstring promises."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# The demo has tests of its own; what begins with an underscore is its parts.
+NAMES = sorted(p.stem for p in EXAMPLES.glob("*.py") if p.stem != "sparse_digits" and not p.stem.startswith("_"))
+
+Numbers = dict[str, float]
+
+
+def l1_l2_loss(n: Numbers) -> None:
+    bare = {name: n.pop(f"{name}: bare loss") for name in ("by hand", "penalize", "attach")}
+    total = {name: n.pop(f"{name}: loss + penalty") for name in bare}
+    hidden = {name: n.pop(f"{name}: exact zeros of 4096 in hidden.weight") for name in bare}
+    output = {name: n.pop(f"{name}: exact zeros of 640 in output.weight") for name in bare}
+    # The same sums in another order, in float32, for 600 steps: seen 1e-5.
+    assert total["by hand"] == pytest.approx(total["penalize"], rel=1e-3)
+    assert bare["by hand"] == pytest.approx(bare["penalize"], rel=1e-3)
+    assert all(0.05 < bare[name] < 0.2 and bare[name] + 0.1 < total[name] < 0.45 for name in bare)
+    assert total["attach"] <= 1.02 * total["penalize"]
+    assert hidden == {"by hand": 0, "penalize": 0, "attach": pytest.approx(3072, abs=1024)}
+    assert output == {"by hand": 0, "penalize": 0, "attach": 0}
+
+
+def weight_decay(n: Numbers) -> None:
+    for name in (
+        "SGD on loss + lam * sum(w**2)",
+        "SGD on loss + l2(2 * lam)",
+        "SGD(weight_decay=2 * lam)",
+        "Adam on loss + l2(2 * lam)",
+        "Adam(weight_decay=2 * lam)",
+    ):
+        assert n.pop(f"from ridge: {name}") < 1e-9
+    assert n.pop("from ridge: SGD(weight_decay=lam)") == pytest.approx(0.052, abs=0.001)
+    assert n.pop("from ridge: AdamW(weight_decay=2 * lam)") == pytest.approx(0.33, abs=0.05)
+    assert n.pop("from no penalty: AdamW(weight_decay=2 * lam)") < 0.15
+    for framework in ("PyTorch", "JAX"):
+        # 1000 steps of weights up to 0.4, each rounded at 1e-16: seen 6e-16.
+        assert n.pop(f"apart: Adam(weight_decay), l2 before Adam in {framework}") < 1e-12
+        assert n.pop(f"apart: AdamW, l2 after Adam in {framework}") < 1e-12
+
+
+def anchored(n: Numbers) -> None:
+    old = {name: n.pop(f"{name}: accuracy on old") for name in ("before", "plain", "L2-SP", "EWC")}
+    new = {name: n.pop(f"{name}: accuracy on new") for name in old}
+    far = {name: n.pop(f"{name}: distance from the anchor") for name in ("plain", "L2-SP", "EWC")}
+    assert old["before"] > 0.9 and new["before"] < 0.2
+    assert min(new["plain"], new["L2-SP"], new["EWC"]) > 0.9
+    assert old["plain"] < 0.5 and old["plain"] + 0.15 < old["L2-SP"] < old["EWC"] - 0.1
+    assert old["EWC"] >= 0.8
+    assert far["L2-SP"] < 0.7 * far["EWC"] and far["EWC"] < far["plain"]
+
+
+def nnx_optax(n: Numbers) -> None:
+    assert n.pop("adam: measurements dropped, of 30") == 0
+    assert 15 < n.pop("prox_adam: measurements dropped, of 30") < 27
+    adam, prox = n.pop("adam: loss + penalty"), n.pop("prox_adam: loss + penalty")
+    assert 0.1 < adam < 0.25 and prox <= 1.05 * adam
+    assert n.pop("adam: accuracy on samples not seen") > 0.9
+    assert n.pop("prox_adam: accuracy on samples not seen") > 0.9
+
+
+def linen_optax(n: Numbers) -> None:
+    assert n.pop("adam: exact zeros of 4736 weights") == 0
+    assert n.pop("adam: exact zeros of 192 weights on blank pixels") == 0
+    assert 4736 / 2 < n.pop("prox_adam: exact zeros of 4736 weights") < 4000
+    assert n.pop("prox_adam: exact zeros of 192 weights on blank pixels") == 192
+    adam, prox = n.pop("adam: loss + penalty"), n.pop("prox_adam: loss + penalty")
+    assert 0.3 < adam < 0.6 and prox <= 1.05 * adam
+    assert n.pop("adam: accuracy on images not seen") > 0.9
+    assert n.pop("prox_adam: accuracy on images not seen") > 0.9
+
+
+def gradient_accumulation(n: Numbers) -> None:
+    for name in ("PyTorch, MultiSteps", "PyTorch, attach", "JAX, big batches", "JAX, MultiSteps"):
+        # 120 steps of weights up to 0.4, each rounded at 1e-16: seen 3e-16. Above 0: not the same run compared twice.
+        assert 0 < n.pop(f"apart: {name}") < 1e-12
+    zeros = {name: n.pop(name) for name in list(n) if name.startswith("exact zeros: ")}
+    assert len(zeros) == 5 and set(zeros.values()) == {zeros["exact zeros: PyTorch, big batches"]}
+    assert 2 <= zeros["exact zeros: PyTorch, big batches"] <= 8
+    assert n.pop("strength: l1 in the loss of every part") == 4
+
+
+CHECKS: dict[str, Callable[[Numbers], None]] = {
+    check.__name__: check
+    for check in (l1_l2_loss, weight_decay, anchored, nnx_optax, linen_optax, gradient_accumulation)
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_prints_the_numbers_its_docstring_promises(name: str) -> None:
+    assert name in CHECKS, f"examples/{name}.py: state bounds for the numbers it prints, in a function of this file"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = {label: float(number) for label, number in re.findall(r"^(.+?)\.{2,} (\S+)$", done.stdout, re.MULTILINE)}
+    CHECKS[name](numbers)
+    assert not numbers, "printed, but no bound is stated"
+
+
+def test_no_check_is_left_of_an_example_that_is_gone() -> None:
+    assert sorted(CHECKS) == NAMES
+
+
+@pytest.mark.parametrize("name", [*NAMES, "sparse_digits"])
+def test_is_listed_in_the_readme_of_the_examples(name: str) -> None:
+    assert f"| `{name}.py` |" in (EXAMPLES / "README.md").read_text()

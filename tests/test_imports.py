@@ -1,0 +1,102 @@
+"""Who imports what, in fresh interpreters; what the wheel contains; no package named functorch."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import funcreg
+
+ROOT = Path(funcreg.__file__).parent.parent
+FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "optax"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def loaded(statements):
+    """The top-level modules that a fresh interpreter has after some statements."""
+    code = f"import sys\n{statements}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_funcreg_alone_imports_no_framework():
+    assert not {*FRAMEWORKS, "numpy"} & loaded("import funcreg; funcreg.__version__")
+
+
+def test_the_torch_wing_imports_no_jax():
+    modules = loaded("import funcreg.torch as fr; fr.l1(0.1) + fr.group_lasso(0.1, axis=-1); fr.optax.adam(0.1)")
+    assert "torch" in modules
+    assert not {"jax", "jaxlib", "flax", "optax", "interop"} & modules
+
+
+def test_the_jax_wing_imports_no_torch():
+    modules = loaded("import funcreg.jax as fr; fr.l1(0.1) + fr.group_lasso(0.1, axis=-1)")
+    assert {"jax", "optax"} <= modules
+    assert not {"torch", "flax", "interop"} & modules
+
+
+def imports_of(path):
+    """The modules that a file imports, relative ones as dots and names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+@pytest.mark.parametrize("wing, other", [("torch", "jax"), ("jax", "torch")])
+def test_imports_run_one_way(wing, other):
+    """Not even inside functions: wings import neither each other nor interop, the common files neither wing."""
+    for path in (ROOT / "funcreg" / wing).rglob("*.py"):
+        for name in imports_of(path):
+            assert name.split(".")[0] not in (other, "interop", "functorch"), f"{path.name} imports {name}"
+            assert not re.search(rf"(^funcreg|^\.+)\.?{other}\b", name), f"{path.name} imports {name}"
+    for path in (ROOT / "funcreg").glob("*.py"):
+        for name in imports_of(path):
+            assert name.split(".")[0] not in ("torch", "jax", "optax", "flax", "functorch"), (
+                f"{path.name} imports {name}"
+            )
+
+
+def test_the_wheel_has_the_two_top_level_names(tmp_path):
+    there = {name for name in ("funcreg", "interop") if (ROOT / name / "__init__.py").exists()}
+    packages = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert there <= set(packages) <= {"funcreg", "interop"}
+    if importlib.util.find_spec("hatchling") is None:
+        return  # the configuration above is all there is to see: hatchling is a requirement of the build, not of tests
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    files = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in files if ".dist-info/" not in name} == there
+    assert "funcreg/py.typed" in files
+
+
+def test_functorch_is_what_torch_ships_and_no_requirement():
+    """The package of that name is frozen and pins torch < 2.1; its functions live in torch.func."""
+    project = PYPROJECT["project"]
+    required = [project["dependencies"], *project["optional-dependencies"].values()]
+    assert not [line for lines in required for line in lines if re.match(r"functorch\b", line)]
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("functorch")
+    import functorch
+
+    assert Path(functorch.__file__).parent.parent == Path(torch.__file__).parent.parent
+    x = torch.tensor([3.0, -4.0])
+    assert torch.equal(torch.func.vmap(torch.func.grad(lambda x: x**2))(x), 2 * x)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "We've integrated functorch into PyTorch", FutureWarning)
+        assert torch.equal(functorch.vmap(functorch.grad(lambda x: x**2))(x), 2 * x)
