@@ -57,7 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     except OSError as error:
         parser.error(f"argument --out: cannot write to {str(options.out)!r}: {error.strerror}")
     # So small a network would only wait for a GPU, on which float32 products may also be rounded to fewer bits, and for
-    # other threads: on a busy machine those of PyTorch make it ten times slower.
+    # other threads: on a busy machine those of PyTorch make it many times slower.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options.halves = {}

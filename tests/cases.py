@@ -175,11 +175,12 @@ def _use(make: Callable[[ModuleType], Any]) -> tuple[Error, ...]:
     def prox(w: Wing, step_size: Any) -> Any:
         return make(w.fr).prox(_ones(w), step_size)
 
-    missing, shape = {"v": np.ones((2, 3))}, {"w": np.ones((3, 2))}
+    missing, shape, low = {"v": np.ones((2, 3))}, {"w": np.ones((3, 2))}, {"w": np.array([[1.0, -0.5, 0]] * 2)}
     return (
         Error("complex leaf", lambda w: make(w.fr).value(_ones(w, "complex64")), TypeError, "the leaf 'w' is complex"),
         Error("step negative", lambda w: prox(w, -0.5), ValueError, "prox: step_size must be >= 0, got -0.5"),
         Error("step nan", lambda w: prox(w, float("nan")), ValueError, "prox: step_size must be >= 0, got nan"),
+        Error("steps negative", lambda w: prox(w, w.array(low)), ValueError, "step_size of the leaf 'w' must be >= 0"),
         Error("step lacks a leaf", lambda w: prox(w, w.array(missing)), ValueError, "step_size: the leaf 'w'"),
         Error("step shape", lambda w: prox(w, w.array(shape)), ValueError, "step_size: the leaf 'w' must have"),
     )

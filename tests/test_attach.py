@@ -203,7 +203,8 @@ def test_equals_the_functional_transformation_for_every_kind_of_penalty(name):
     optimizer = ADAM(net.parameters(), lr=LR)
     fr.attach(optimizer, net, penalty)
     got = _path(net, optimizer, STEPS)
-    _assert_same_path(got, _functional_path(fr.prox_adam(LR, penalty), STEPS))
+    # a group couples its coordinates: what is rounded in one of them moves all
+    _assert_same_path(got, _functional_path(fr.prox_adam(LR, penalty), STEPS), 3e-14)
     _assert_sparse(got[-1])
 
 
@@ -330,9 +331,9 @@ def test_a_schedule_assigns_penalties_to_the_handle():
 @pytest.mark.parametrize(
     "make, steps",
     [
-        (lambda p: ADAM(p, lr=0.1), 3000),
-        (lambda p: ADAMW(p, lr=0.1, weight_decay=0.0), 3000),
-        (lambda p: ADAM(p, lr=0.1, amsgrad=True), 3000),
+        (lambda p: ADAM(p, lr=0.1), 1500),
+        (lambda p: ADAMW(p, lr=0.1, weight_decay=0.0), 1500),
+        (lambda p: ADAM(p, lr=0.1, amsgrad=True), 1500),
         # not normalised by a momentum: the rate has to fall below 2 * lam / 100, the largest curvature
         (lambda p: RMSPROP(p, lr=0.02), 8000),
     ],
@@ -363,7 +364,7 @@ def test_it_ends_at_the_group_lasso_solution_of_a_badly_scaled_problem():
     net = nn.Linear(30, 4, bias=False, dtype=torch.float64)
     optimizer = ADAM(net.parameters(), lr=0.1)
     fr.attach(optimizer, net, fr.group_lasso(0.5, per="input"))
-    for step in range(2000):
+    for step in range(1000):
         optimizer.param_groups[0]["lr"] = 0.1 / (1 + step / 2000)
         net.weight.grad = net.weight.detach() @ gram - correlation
         optimizer.step()

@@ -14,7 +14,7 @@ from cases import CASES, STEP, rounded
 from wings import JAX, TORCH, each_wing
 
 SHAPE = (3, 4)  # of the one leaf most tests here look at
-# Cases that differ from another one only in an axis or a number are left to the oracles; "middle" axes do not fit SHAPE.
+# Cases that differ from another only in an axis or a number are left to the oracles; "middle" axes do not fit SHAPE.
 TABLE = [c for c in CASES if not any(text in c.name for text in ("middle", "not exact", "per input", "entries"))]
 with_prox = pytest.mark.parametrize("case", [c for c in TABLE if c.record.has_prox], ids=str)
 convex = pytest.mark.parametrize("case", [c for c in TABLE if c.record.has_prox and c.record.convex], ids=str)

@@ -132,9 +132,9 @@ def _zero_penalties(fr):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3], ids=["adam", "adamw"])
 @pytest.mark.parametrize(
     "dtype, tolerance",
-    # 60 steps, in each of which both sides round weights of up to 4 by half an ulp of 2.4e-7. In float32 optax has an
-    # error of 7e-6 in the bias correction as well, at steps of 0.01.
-    [("float64", 1e-12), ("float32", 1.5e-5)],
+    # 60 steps, in each of which the sides may round weights of up to 4 differently, by half an ulp of 2.4e-7. The error
+    # of 7e-6 that optax has in its bias correction in float32 is within that: 60 steps of 0.01 make 4e-6 of it.
+    [("float64", 1e-12), ("float32", 8e-6)],
 )
 def test_with_a_zero_penalty_it_is_adam(wing, dtype, tolerance, weight_decay):
     o = OPTAX[wing.name]
@@ -208,7 +208,7 @@ def test_it_ends_at_the_lasso_solution_of_a_badly_scaled_problem(wing):
     with wing.precision("float64"):
         gradient, objective, solution, start = _regression(wing)
         transformation = wing.fr.prox_adam(_decaying(wing, 0.1), wing.fr.l1(LAM))
-        w = wing.numpy(_train(wing, transformation, start, gradient, 3000))["w"]
+        w = wing.numpy(_train(wing, transformation, start, gradient, 1500))["w"]
     assert objective(w) - objective(solution) <= 1e-9
     np.testing.assert_array_equal(w != 0, solution != 0)
     assert 3 <= np.sum(w != 0) <= 15
@@ -233,7 +233,7 @@ def test_soft_thresholding_after_adam_does_not_end_there(wing):
         zero = torch.zeros((), dtype=torch.int32) if wing is TORCH else jnp.zeros((), jnp.int32)
         wrong = o.GradientTransformation(lambda params: (zero, adam.init(params)), update)
         with jax.numpy_dtype_promotion("standard"):  # optax's
-            w = wing.numpy(_train(wing, wrong, start, gradient, 3000))["w"]
+            w = wing.numpy(_train(wing, wrong, start, gradient, 1500))["w"]
     assert objective(w) - objective(solution) > 1e-2
     assert np.any((w != 0) != (solution != 0))
 
@@ -244,7 +244,7 @@ def test_it_ends_at_the_group_lasso_solution_of_a_badly_scaled_problem(wing):
     with wing.precision("float64"):
         gradient, objective, solution, start = _regression(wing, lam, outputs=4)
         transformation = wing.fr.prox_adam(_decaying(wing, 0.1), wing.fr.group_lasso(lam, axis=-1))
-        w = wing.numpy(_train(wing, transformation, start, gradient, 3000))["w"]
+        w = wing.numpy(_train(wing, transformation, start, gradient, 1500))["w"]
     assert objective(w) - objective(solution) <= 1e-9
     np.testing.assert_array_equal(w != 0, solution != 0)
     assert 3 <= np.sum(np.any(w != 0, axis=1)) <= 20
