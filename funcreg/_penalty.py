@@ -295,6 +295,8 @@ def _selector(wing: Any, given: Any) -> Selector:
     try:
         flat = wing.flatten(given, scalars=True)
     except TypeError as error:
+        if callable(given):
+            return Selector(function=given)
         raise TypeError(f"on: expected a selector, got {type(given).__name__}: {error}") from None
     flags = tuple(zip(flat.names, flat.leaves, strict=True))
     wrong = [name for name, flag in flags if not isinstance(flag, bool)]
@@ -307,8 +309,6 @@ def _selector(wing: Any, given: Any) -> Selector:
             "on: expected a glob, a list of globs, a role (weights, biases, norms), a function (name, leaf) -> bool "
             f"or a tree of bools, got {type(given).__name__}" + (f" with the leaf {wrong[0]!r}" if wrong else "")
         )
-    if ("params", True) in flags or ("params", False) in flags:  # a whole collection; its siblings are passed over
-        flags = tuple(("", flag) for name, flag in flags if name == "params")
     flat.check_names("on")
     return Selector(flags=flags)
 
@@ -512,7 +512,7 @@ def _fitting(what: str, by_name: Mapping[str, Any], name: str, x: Any, scalar: b
 def _bind_part(wing: Any, part: Part, name: str, x: Any, anchors: Any, factors: Any) -> Bound:
     rule = part.rule
     for argument, s in (*zip(rule.strengths, part.strengths, strict=True), ("weight", part.weight)):
-        if getattr(s, "ndim", 0) != 0:
+        if not isinstance(s, (int, float)) and getattr(s, "ndim", 0) != 0:  # a compiled float has no attributes
             raise ValueError(
                 f"{rule.name}: {argument} must be a scalar, got an array of shape {tuple(s.shape)}; "
                 "for several strengths vmap over the penalty: vmap(lambda p: p.value(params))(penalty)"

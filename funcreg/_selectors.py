@@ -156,6 +156,8 @@ class Selector:
             ]
         flags = dict(self.flags)
         leading = {part for name in names for part in _leading(name)}
+        if "params" in flags and "params" not in leading:  # a whole collection; its siblings are passed over
+            flags = {"": flags["params"]}
         for flagged in flags:
             if flagged and flagged not in leading:
                 raise ValueError(f"{where}: the tree of bools names {flagged!r}, which the parameters do not have")

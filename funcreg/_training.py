@@ -79,9 +79,9 @@ class Proximal:
         """The leaves on which the steps are done, and their copy for the state, before the first step."""
         wing = self.penalty_class.wing
         flat = wing.flatten(params)
-        self._check_precision(flat)
         if isinstance(self.penalty, Penalty):
             self.penalty.check_prox(params)
+        self._check_precision(flat)
         if self.master_dtype is None:
             return flat, flat.leaves, ()
         copies = [wing.master_copy(x, self.master_dtype) for x in flat.leaves]
@@ -108,6 +108,12 @@ class Proximal:
         return updates, () if self.master_dtype is None else flat.rebuild_zeros(new)
 
     def _check_precision(self, flat: Flat) -> None:
+        for name, x in zip(flat.names, flat.leaves, strict=True):
+            if self.penalty_class.wing.is_complex(x):
+                raise TypeError(
+                    f"{self.where}: the leaf {name!r} is complex, for which this metric has no meaning: store real and "
+                    "imaginary parts as a last axis of two, or train the leaf with another transformation"
+                )
         if self.master_dtype is not None:
             if self.master_dtype.itemsize < 4:
                 raise ValueError(f"{self.where}: master_dtype must have 32 bits or more, got {self.master_dtype}")

@@ -18,7 +18,6 @@ NETWORK = {
     "out.weight": (2, 3),
 }
 
-
 # What `.on` takes, and the leaves it selects.
 CHOICES = {
     "glob": lambda wing: ("*.weight", {"hidden.weight", "norm.weight", "out.weight"}),
@@ -118,7 +117,6 @@ def test_compiled_equals_eager(wing, case):
         eager = wing.numpy(run(params, steps))
         torch._dynamo.reset()
         assert_same(wing.numpy(wing.jit(run)(params, steps)), eager)
-    assert eager.keys() - {"value"}
 
 
 @each_wing
@@ -243,7 +241,7 @@ def test_equal_penalties_share_a_compiled_program_and_other_selectors_do_not(win
         for selector in ("*.weight", wing.fr.weights, ["hidden", "!*.bias"]):
             for lam in (0.1, 0.2):
                 penalty = wing.fr.group_lasso(wing.array(lam), axis=-1).on(selector)
-                np.testing.assert_allclose(compiled(penalty, params), wing.quick(penalty.value)(params), rtol=1e-6)
+                np.testing.assert_allclose(compiled(penalty, params), penalty.value(params), rtol=1e-6)
     assert len(traces) == 3
 
 

@@ -221,7 +221,12 @@ def prox_adam(
 def adam_metric(second_moment: Array, mean_square: Array, guard: Array) -> Array:
     """The diagonal metric of `prox_adam`, before `eps` and the learning rate; see there for formula and reasons."""
     idle = second_moment == 0
-    return jnp.maximum(jnp.where(idle, 0.3 * jnp.sqrt(mean_square), jnp.sqrt(second_moment)), guard)
+    return jnp.maximum(jnp.where(idle, 0.3 * _root(mean_square), _root(second_moment)), guard)
+
+
+def _root(x: Array) -> Array:
+    """sqrt with derivative 0 at 0, where nothing has moved yet; see NOTE [double where] in _kinks.py."""
+    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
 
 
 def _average(decay: Any, old: Array, new: Array) -> Array:

@@ -221,8 +221,13 @@ def prox_adam(
 
 def adam_metric(second_moment: Tensor, mean_square: Tensor, guard: Tensor) -> Tensor:
     """The diagonal metric of `prox_adam`, before `eps` and the learning rate; see there for formula and reasons."""
-    s = torch.where(second_moment == 0, 0.3 * mean_square.sqrt(), second_moment.sqrt())
-    return torch.maximum(s, guard)
+    return torch.maximum(torch.where(second_moment == 0, 0.3 * _root(mean_square), _root(second_moment)), guard)
+
+
+def _root(x: Tensor) -> Tensor:
+    """sqrt with derivative 0 at 0, where nothing has moved yet; see NOTE [double where] in _kinks.py."""
+    zero = x == 0
+    return torch.where(zero, x, torch.where(zero, torch.ones_like(x), x).sqrt())
 
 
 def _correction(decay: Any, count: Tensor, x: Tensor) -> Tensor:

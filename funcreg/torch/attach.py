@@ -12,7 +12,6 @@ from .. import _penalty
 from .._penalty import Bound
 from .._training import check_penalty
 from . import _wing
-from ._transform import adam_metric
 from ._wing import Penalty
 
 
@@ -130,7 +129,7 @@ class Handle:
             for p in group["params"]:
                 if p.grad is not None and p in self._bound:
                     name, parts = self._bound[p]
-                    tensors, rule = self._point(p, self._kept[p], group, optimizer.state[p])
+                    tensors, rule = self._point(p, self._kept[p], group, optimizer.state.get(p, {}))
                     for block, bound in _blocks([p, *tensors], parts):
                         here, *rest = block
                         moved, step = rule(bound, *rest)
@@ -167,8 +166,10 @@ def _adam(p: Tensor, old: Tensor, group: dict[str, Any], state: dict[str, Any]) 
     decay = 1 - lr * group["weight_decay"] if group.get("decoupled_weight_decay") else 1.0
 
     def rule(bound: list[Bound], old: Tensor, mean: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        step = lr / (adam_metric(second / second_scale, mean_square, _penalty.guard_leaf(_wing, old, bound)) + eps)
-        return decay * old - step * (mean / mean_scale), step
+        guard = _penalty.guard_leaf(_wing, old, bound)
+        step = _metric_step((second / second_scale).sqrt_(), mean_square, guard, eps, lr)
+        move = (step * mean).div_(mean_scale)
+        return torch.sub(old if decay == 1.0 else decay * old, move, out=move), step
 
     return [old, state["exp_avg"], second], rule
 
@@ -179,11 +180,21 @@ def _rmsprop(p: Tensor, old: Tensor, group: dict[str, Any], state: dict[str, Any
     lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
 
     def rule(bound: list[Bound], old: Tensor, grad: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        step = lr / (adam_metric(second, mean_square, _penalty.guard_leaf(_wing, old, bound)) + eps)
+        step = _metric_step(second.sqrt(), mean_square, _penalty.guard_leaf(_wing, old, bound), eps, lr)
         return old - step * (grad + weight_decay * old), step
 
     assert p.grad is not None
     return [old, p.grad, second], rule
+
+
+def _metric_step(root: Tensor, mean_square: Tensor, guard: Tensor, eps: float, lr: Any) -> Tensor:
+    """`lr / (adam_metric + eps)` from the root of the second moment, which is overwritten: few passes, few buffers."""
+    idle = 0.3 * mean_square.sqrt()
+    if root.device.type == "cpu":
+        torch.threshold_(root, 0.0, float(idle))  # `where` would take as long as all the rest together
+    else:
+        root = torch.where(root == 0, idle, root)
+    return torch.maximum(root, guard, out=root).add_(eps).reciprocal_().mul_(lr)
 
 
 _METHODS: dict[type, Callable[..., tuple[list[Tensor], _Rule]]] = {

@@ -26,7 +26,9 @@ def value(x: Array, lam: ArrayLike) -> Array:
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.2.
     """
-    return jnp.sum(lam * absolute(x))
+    if jnp.ndim(lam) > 0:
+        return jnp.sum(lam * absolute(x))
+    return lam * jnp.sum(absolute(x))  # XLA would write lam * |x| to memory
 
 
 def grad(x: Array, lam: ArrayLike) -> Array:
