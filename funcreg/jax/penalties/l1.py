@@ -28,7 +28,7 @@ def value(x: Array, lam: ArrayLike) -> Array:
     """
     if jnp.ndim(lam) > 0:
         return jnp.sum(lam * absolute(x))
-    return lam * jnp.sum(absolute(x))  # XLA would write lam * |x| to memory
+    return jnp.sum(absolute(x)) * lam  # XLA would write lam * |x| to memory
 
 
 def grad(x: Array, lam: ArrayLike) -> Array:
