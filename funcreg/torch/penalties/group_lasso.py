@@ -109,7 +109,7 @@ def _groups(x: Tensor, axis: list[int]) -> Tensor:
     if len(axis) == 0:
         return x.unsqueeze(-1)
     last = [i - len(axis) for i in range(len(axis))]
-    return x.movedim(axis, last).flatten(-len(axis)).contiguous()  # each group in one run of memory
+    return x.movedim(axis, last).flatten(-len(axis))
 
 
 def _ungroup(groups: Tensor, x: Tensor, axis: list[int]) -> Tensor:
