@@ -346,7 +346,9 @@ def show(family: str, results: Sequence[Result], console: Console) -> None:
     """One family's table."""
     table = Table(title=f"{family}: a training step over the same step without the penalty", box=box.SIMPLE_HEAD)
     for column in ("case", "ms", "without", "ratio", "quartiles", "fastest", "required", "", "compile s", "zeros"):
-        table.add_column(column, justify="left" if column in ("case", "") else "right", overflow="fold")
+        table.add_column(
+            column, justify="left" if column in ("case", "") else "right", overflow="fold", no_wrap=column == "case"
+        )
     for r in results:
         table.add_row(
             r.case,
