@@ -167,21 +167,25 @@ def test_wrong_input_is_refused_by_name(wing, record, error):
 # --- group lasso in a diagonal metric: the one prox that is solved and not written down ---
 
 
-def adversarial_groups(condition, size, scale=1.0, count=2000):
-    """Points and thresholds whose ratio spreads over `condition`; zeros in both; whole zero rows."""
+def adversarial_groups(condition, size, scale=1.0, reach=8, count=1000):
+    """Points and thresholds that spread over `condition`, near the sphere on which a group becomes zero and far from it.
+
+    Newton's method takes the most steps for large groups whose entries follow their thresholds, `10^reach` outside of the
+    sphere: 13 for conditions of 1e12.
+    """
     rng = np.random.default_rng(int(np.log10(condition)) + size)
-    v = scale * rng.standard_normal((count, size))
     spread = np.log10(condition) / 2
-    theta = scale * 10 ** rng.uniform(-spread, spread, (count, size)) * 10 ** rng.uniform(-2, 1, (count, 1))
+    theta = 10 ** rng.uniform(-spread, spread, (count, size))
+    v = theta ** rng.choice([0, 0.5, 1], (count, 1)) * rng.standard_normal((count, size))
     v[rng.random(v.shape) < 0.1] = 0
-    theta[rng.random(v.shape) < 0.05] = 0
-    # Half of the rows are moved to within 1e-1 ... 1e-8 of the sphere on which the group becomes zero.
-    on_sphere = np.sqrt(oracles.inside(v, theta)).astype(np.float64)
-    close = 1 + rng.choice([-1, 1], count) * 10 ** rng.uniform(-8, -1, count)
-    rows = (rng.random(count) < 0.5) & (on_sphere > 0) & np.isfinite(on_sphere)
-    v[rows] *= (close[rows] / on_sphere[rows])[:, None]
+    theta[rng.random(v.shape) < 0.3 / size] = 0
     v[:5], theta[5:10] = 0, 0
-    return v, theta
+    on_sphere = np.sqrt(oracles.inside(v, theta)).astype(np.float64)
+    near = 1 + rng.choice([-1, 1], count) * 10 ** rng.uniform(-8, -1, count)
+    far = 10 ** rng.uniform(-2, reach, count)
+    rows = (on_sphere > 0) & np.isfinite(on_sphere)
+    v[rows] *= (np.where(rng.random(count) < 0.5, near, far)[rows] / on_sphere[rows])[:, None]
+    return scale * v, scale * theta
 
 
 @each_wing
@@ -189,14 +193,9 @@ def adversarial_groups(condition, size, scale=1.0, count=2000):
 def test_group_prox_in_a_diagonal_metric_is_exact(wing, dtype, bound):
     if np.finfo(oracles.WIDE).eps > 1e-18:
         bound += 2e-15  # where long double is no wider than double the oracle rounds as well
-    scales = [1.0] if dtype == "float64" else [1.0, 1e-30, 1e30]
-    inputs = [
-        adversarial_groups(condition, size, scale)
-        for condition in (1e2, 1e4, 1e8, 1e12)
-        for size in (2, 7)
-        for scale in scales
-        if scale == 1.0 or condition == 1e4  # the rest leaves the range of float32
-    ]
+    inputs = [adversarial_groups(condition, size) for condition in (1e2, 1e4, 1e8, 1e12) for size in (2, 7, 64)]
+    if dtype == "float32":
+        inputs += [adversarial_groups(1e4, 7, scale, reach=3) for scale in (1e-30, 1e30)]
     tiny = np.finfo(dtype).tiny  # JAX makes smaller numbers 0 on the CPU
     prox = wing.fr.functional.prox_group_lasso
     with wing.precision(dtype):
@@ -213,5 +212,5 @@ def test_group_prox_in_a_diagonal_metric_is_exact(wing, dtype, bound):
             judged = (np.abs(oracles.inside(v, theta) - 1) > 50 * EPS[dtype]) & (
                 dead | (np.abs(want).max(-1) > 4 * tiny)
             )
-            assert 0.1 < np.mean(dead) < 0.9 and np.mean(judged) > 0.75
+            assert 0.1 < np.mean(dead) < 0.9 and np.mean(judged) > 0.7
             assert np.array_equal(np.all(y == 0, -1)[judged], dead[judged])

@@ -14,6 +14,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[r
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .. import _penalty
 from .._penalty import Flat
@@ -145,6 +146,14 @@ def concrete(value: Any) -> float | None:
     if isinstance(value, np.ndarray):
         return float(value.min() if not value.min() >= 0 else value.max())
     return float(value)
+
+
+def settled(new: Tensor, last: Tensor) -> bool:
+    """Whether an iteration has come to rest, where that can be looked at: every further step would return the same bits."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
+    if traced or new.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(new):
+        return False
+    return torch.equal(new, last)
 
 
 def total(values: list[Tensor], leaves: list[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..._group_axes import Axes, make_group_lasso, resolve_group
 from ..._penalty import Rule
 from .._kinks import norm
-from .._wing import Penalty, Strength
+from .._wing import Penalty, Strength, settled
 
 
 def value(x: Tensor, lam: float, axis: list[int], group_scale: str = "sqrt_size") -> Tensor:
@@ -124,39 +124,46 @@ def _omega(groups: Tensor, group_scale: str) -> float:
     return math.sqrt(float(groups.size(-1))) if group_scale == "sqrt_size" else 1.0
 
 
-def _metric_prox(v: Tensor, threshold: Tensor) -> Tensor:
+def _metric_prox(x: Tensor, threshold: Tensor) -> Tensor:
     """The prox over the last axis with a threshold per coordinate; see `prox` for the equation."""
     # Scaled by the largest entry of the group: no square over- or underflows.
-    scale = v.detach().abs().amax(-1, keepdim=True)
+    scale = x.detach().abs().amax(-1, keepdim=True)
     scale = torch.where((scale == 0) | torch.isinf(scale), torch.ones_like(scale), scale)
-    x = v
-    v = v / scale
+    v = x / scale
     threshold = threshold / scale
-    # 0/0 where a coordinate has neither value nor threshold: it does not count. NaN compares false and so stays alive.
-    inside = torch.where(v == 0, torch.zeros_like(v), v / threshold).detach()
-    dead = inside.square().sum(-1, keepdim=True) <= 1
-    # NOTE [double where] in _kinks.py: dead groups take a harmless problem through the root.
-    v = torch.where(dead, torch.ones_like(v), v)
-    threshold = torch.where(dead, torch.zeros_like(threshold), threshold)
     v0 = v.detach()
     threshold0 = threshold.detach()
+    # The clamp: 0/0 where a coordinate has neither value nor threshold, which does not count. NaN compares false and so
+    # stays alive.
+    dead = (v0 / threshold0.clamp(min=1e-37)).square().sum(-1, keepdim=True) <= 1
     below = torch.linalg.vector_norm(v0, dim=-1, keepdim=True) - threshold0.amax(-1, keepdim=True)
     t = torch.maximum(below, (v0.abs() - threshold0).amax(-1, keepdim=True))
     t = t.clamp(min=1e-30)  # not 0: a coordinate with neither value nor threshold would be 0/0
+    # NOTE [double where] in _kinks.py: dead groups, which have no root, stay at a harmless 1.
+    one = torch.ones_like(t)
+    t = torch.where(dead, one, t)
     for _ in range(14):
-        t = torch.maximum(t, _newton(t, v0, threshold0))  # rounding must not step back
+        last = t
+        t = torch.where(dead, one, torch.maximum(t, _newton(t, v0, threshold0)))  # rounding must not step back
+        if not torch.jit.is_scripting():
+            if settled(t, last):
+                break
     # The root's derivative is that of one Newton step at the root (implicit function theorem); a second step makes the
     # second derivative right as well.
-    t = _newton(_newton(t, v, threshold), v, threshold)
-    # x and not v * scale: a threshold of 0 returns it exactly
-    return torch.where(dead, torch.zeros_like(v), torch.where(dead, torch.zeros_like(x), x) * (t / (t + threshold)))
+    t = torch.where(dead, one, _newton(t, v, threshold))
+    t = torch.where(dead, one, _newton(t, v, threshold))
+    shrink = torch.where(dead, torch.zeros_like(t), t) / (t + threshold)  # exactly 1 where the threshold is 0
+    return x * shrink
 
 
 def _newton(t: Tensor, v: Tensor, threshold: Tensor) -> Tensor:
-    inverse = 1 / (t + threshold)
+    inverse = (t + threshold).reciprocal()
     square = (v * inverse).square()
     p = square.sum(-1, keepdim=True)
     q = (square * inverse).sum(-1, keepdim=True)
+    zero = q == 0  # a group of zeros
+    p = torch.where(zero, torch.ones_like(p), p)
+    q = torch.where(zero, torch.ones_like(q), q)
     return t + (p / q) * (torch.sqrt(p) - 1)
 
 
