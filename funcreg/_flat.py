@@ -35,7 +35,7 @@ def from_flat(wing: Any, like: Any, flat: Mapping[str, Any]) -> Any:
     new = []
     for name, leaf in zip(names, leaves, strict=True):
         if leaf is not None:
-            have, want = _form(flat[name]), _form(leaf)
+            have, want = form(flat[name]), form(leaf)
             if have != want:
                 raise ValueError(f"from_flat: the leaf {name!r} must be {want}, got {have}")
             leaf = wing.like_array(name, flat[name], leaf)
@@ -43,7 +43,7 @@ def from_flat(wing: Any, like: Any, flat: Mapping[str, Any]) -> Any:
     return unflatten(new)
 
 
-def _form(x: Any) -> str:
+def form(x: Any) -> str:
     # before any conversion: JAX without x64 would narrow float64 silently
     return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" if hasattr(x, "dtype") else repr(x)
 

@@ -27,7 +27,10 @@ class Penalized:
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         loss = self.loss(params, *args, **kwargs)
-        _check_scalar(loss)
+        check_scalar(
+            "penalize", loss, "take a mean over the batch, and return auxiliary output from a function around the "
+            "penalized loss",
+        )
         penalty = self.penalty.value(params)
         total = self.penalty.wing.total([loss, penalty], [loss, penalty])
         return (total, Parts(loss, penalty)) if self.parts else total
@@ -74,6 +77,11 @@ class Proximal:
     where: str
     penalty: Any
     master_dtype: Any
+
+    def carried_by(self, update: Any) -> Any:
+        """The update function with the penalty as an attribute: `train_step` reports its value."""
+        update.penalty = self.penalty
+        return update
 
     def start(self, params: Any) -> tuple[Flat, list[Any], Any]:
         """The leaves on which the steps are done, and their copy for the state, before the first step."""
@@ -178,11 +186,8 @@ def check_hyper(wing: Any, where: str, name: str, value: Any, below: float = flo
         raise ValueError(f"{where}: {name} must be {domain}, got {wrong:g}")
 
 
-def _check_scalar(loss: Any) -> None:
+def check_scalar(where: str, loss: Any, advice: str) -> None:
     shape = getattr(loss, "shape", None)
     if shape is None or tuple(shape) != ():
         got = f"shape {tuple(shape)}" if shape is not None else type(loss).__name__
-        raise TypeError(
-            f"penalize: the loss must return a scalar array, got {got}; take a mean over the batch, and return "
-            "auxiliary output from a function around the penalized loss"
-        )
+        raise TypeError(f"{where}: the loss must return a scalar array, got {got}; {advice}")

@@ -177,6 +177,18 @@ def master_copy(x: Array, dtype: Any) -> Array:
     return jnp.array(x, dtype)  # a copy also where the dtype is the same: both may be donated
 
 
+def value_and_grad(function: Callable[..., Any], *args: Any) -> tuple[tuple[Any, Any], Any]:
+    """((value, auxiliary output), gradient in the first argument)."""
+    return jax.value_and_grad(function, has_aux=True)(*args)
+
+
+def member_array(value: Any, count: int, like: Params) -> Array:
+    """A hyper-parameter as an array with a member axis."""
+    del like
+    array = jnp.asarray(value)
+    return jnp.full((count,), array) if array.ndim == 0 else array
+
+
 def is_array(x: Any) -> bool:
     """Arrays that a file can hold: no typed PRNG keys."""
     return isinstance(x, jax.Array | np.ndarray) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

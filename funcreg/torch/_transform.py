@@ -140,7 +140,7 @@ def prox_sgd(
         updates, master = rule.close(now, moved, steps)
         return updates, ProxSgdState(_wing.increment(state.count), scale, trace, master)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, rule.carried_by(update))
 
 
 def prox_adam(
@@ -216,7 +216,7 @@ def prox_adam(
         updates, master = rule.close(now, moved, steps)
         return updates, ProxAdamState(count, now.flat.rebuild_zeros(mu), now.flat.rebuild_zeros(nu), master)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(init, rule.carried_by(update))
 
 
 def adam_metric(second_moment: Tensor, mean_square: Tensor, guard: Tensor) -> Tensor:

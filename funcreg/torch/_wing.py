@@ -197,6 +197,23 @@ def master_copy(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.detach().to(dtype, copy=True)
 
 
+def value_and_grad(function: Callable[..., Any], *args: Any) -> tuple[tuple[Any, Any], Any]:
+    """((value, auxiliary output), gradient in the first argument)."""
+    gradient, value = torch.func.grad_and_value(function, has_aux=True)(*args)
+    return value, gradient
+
+
+def member_array(value: Any, count: int, like: Params) -> Tensor:
+    """A hyper-parameter as a tensor with a member axis, on the device of the parameters."""
+    leaves = flatten(like).leaves
+    device = leaves[0].device if leaves else None
+    if isinstance(value, (bool, int, float)):
+        # float64 promotes nothing: whoever uses it casts it to the dtype of the leaf
+        return torch.full((count,), value, dtype=torch.float64 if isinstance(value, float) else None, device=device)
+    tensor = torch.as_tensor(value, device=device)
+    return tensor.repeat(count) if tensor.ndim == 0 else tensor.contiguous()
+
+
 def is_array(x: Any) -> bool:
     return isinstance(x, Tensor)
 
