@@ -48,6 +48,12 @@ def form(x: Any) -> str:
     return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" if hasattr(x, "dtype") else repr(x)
 
 
+def forms(wing: Any, tree: Any) -> dict[str, str]:
+    """Dotted path -> dtype and shape."""
+    paths, leaves, _ = wing.paths_and_leaves(tree)
+    return {".".join(path): form(leaf) for path, leaf in zip(paths, leaves, strict=True)}
+
+
 def _check_names(where: str, names: list[str]) -> None:
     seen: set[str] = set()
     for name in names:

@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._flat import form
+from ._axes import arrays_of, axis_of_each, check_axes, check_chunk, count_members, length
 
 
 @dataclass
 class Plan:
-    """The options of one ensemble, and the shapes of its first batch."""
+    """The options of one ensemble, the shapes of its first batch, and what the last call looked like."""
 
     wing: Any
     batch_axes: Any
     chunk: int | None
     shapes: list[Any] = field(default_factory=list)
+    checked: tuple[Any, ...] = (None, 0, (), False)
 
     def __post_init__(self) -> None:
-        axes = self.batch_axes if isinstance(self.batch_axes, tuple) else (self.batch_axes,)
-        for axis in axes:
-            if not (axis is None or (isinstance(axis, int) and not isinstance(axis, bool) and axis >= 0)):
-                raise TypeError(
-                    "ensemble: batch_axes must be None (a batch for all), the member axis of every batch array, or a "
-                    f"tuple with one of these per batch argument; got {self.batch_axes!r}"
-                )
-        if self.chunk is not None and (isinstance(self.chunk, bool) or not isinstance(self.chunk, int)):
-            raise TypeError(f"ensemble: chunk must be an int or None, got {self.chunk!r}")
-        if self.chunk is not None and self.chunk < 1:
-            raise ValueError(f"ensemble: chunk must be >= 1, got {self.chunk}")
+        check_axes("ensemble", self.batch_axes)
+        check_chunk("ensemble", "chunk", self.chunk)
 
-    def spread(self, hyper: Any, count: int, like: Any) -> Any:
+    def start(self, params: Any, hyper: Any, extra: tuple[Any, ...]) -> tuple[int, tuple[Any, ...]]:
+        """The number of members, and the arguments of `init`, all with a member axis."""
+        hyper = self._spread(hyper, count_members(self.wing, params=params), params)
+        return count_members(self.wing, params=params, hyper=hyper, extra=extra), (params, hyper, *extra)
+
+    def prepare(self, state: Any, hyper: Any, batch: tuple[Any, ...]) -> tuple[int, Any, tuple[int | None, ...]]:
+        """The number of members, their hyper-parameters, and the member axis of each batch argument."""
+        form = self.wing.tree_form((state, hyper, batch))
+        if (
+            form != self.checked[0]
+        ):  # what looks like the last call has passed the checks, which take longer than a step
+            count = count_members(self.wing, state=state)
+            spread = self._spread(hyper, count, state)
+            count_members(self.wing, state=state, hyper=spread)
+            plain = self.wing.tree_form(hyper) == self.wing.tree_form(spread)
+            self.checked = (form, count, self._axes(batch, count), plain)
+        _, count, axes, plain = self.checked
+        return count, hyper if plain else self._spread(hyper, count, state), axes
+
+    def _spread(self, hyper: Any, count: int, like: Any) -> Any:
         """Hyper-parameters with a member axis; one number for all members becomes one per member."""
         _, leaves, unflatten = self.wing.paths_and_leaves(hyper)
         return unflatten([self.wing.member_array(leaf, count, like) for leaf in leaves])
 
-    def axes(self, batch: Sequence[Any], count: int) -> tuple[int | None, ...]:
+    def _axes(self, batch: Sequence[Any], count: int) -> tuple[int | None, ...]:
         """The member axis of each batch argument; refuses a batch of another shape than the first one."""
-        axes = self.batch_axes if isinstance(self.batch_axes, tuple) else (self.batch_axes,) * len(batch)
-        if len(axes) != len(batch):
-            raise ValueError(f"ensemble: batch_axes has {len(axes)} entries, the batch has {len(batch)} arguments")
+        axes = axis_of_each("ensemble", self.batch_axes, batch)
         shapes = []
-        for i, (axis, argument) in enumerate(zip(axes, batch, strict=True)):
-            names, leaves, _ = self.wing.paths_and_leaves(argument)
-            for path, leaf in zip(names, leaves, strict=True):
-                name = f"batch argument {i}" + (f" {'.'.join(path)!r}" if path else "")
-                shape = list(getattr(leaf, "shape", ()))
+        for axis, arrays in zip(axes, arrays_of(self.wing, batch), strict=True):
+            for name, array in arrays:
+                shape = list(getattr(array, "shape", ()))
                 if axis is not None:
-                    if axis >= len(shape) or shape[axis] != count:
-                        has = f"has {shape[axis]}" if axis < len(shape) else f"has shape {shape}"
+                    entries = length("ensemble", name, array, axis)
+                    if entries != count:
                         raise ValueError(
-                            f"ensemble: axis {axis} of {name} must have an entry for each of the {count} members; it {has}"
+                            f"ensemble: axis {axis} of {name} counts members; it has {entries}, the parameters {count}"
                         )
                     del shape[axis]
                 shapes.append((name, shape))
@@ -67,41 +74,10 @@ class Plan:
         return axes
 
 
-def count_members(wing: Any, where: str, **trees: Any) -> int:
-    """The length of the leading axis of every leaf of every tree."""
-    count, first = 0, ""
-    for what, tree in trees.items():
-        paths, leaves, _ = wing.paths_and_leaves(tree)
-        for path, leaf in zip(paths, leaves, strict=True):
-            name = what + (f" {'.'.join(path)!r}" if path else "")
-            shape = getattr(leaf, "shape", None)
-            if shape is None:
-                raise TypeError(f"{where}: {name} must be an array with a leading axis member, got {leaf!r}")
-            if len(shape) == 0:
-                raise ValueError(f"{where}: {name} has no leading axis member: it is {form(leaf)}")
-            if not first:
-                count, first = shape[0], name
-            if shape[0] != count:
-                raise ValueError(f"{where}: {first} has {count} members, but {name} has {shape[0]}")
-    if not first:
-        raise ValueError(f"{where}: found no array in {', '.join(trees)}")
-    if count == 0:
-        raise ValueError(f"{where}: {first} has 0 members; an ensemble has at least one")
-    return count
-
-
-def check_alike(wing: Any, where: str, trees: Sequence[Any]) -> None:
-    """Refuse an empty list, and trees that differ in names, shapes or dtypes."""
-    if len(trees) == 0:
-        raise ValueError(f"{where}: got an empty list; an ensemble has at least one member")
-    forms = []
-    for tree in trees:
-        paths, leaves, _ = wing.paths_and_leaves(tree)
-        forms.append({".".join(path): form(leaf) for path, leaf in zip(paths, leaves, strict=True)})
-    for i, other in enumerate(forms):
-        for name in [*forms[0], *other]:
-            if forms[0].get(name) != other.get(name):
-                raise ValueError(
-                    f"{where}: the leaf {name!r} is {forms[0].get(name, 'missing')} in member 0 and "
-                    f"{other.get(name, 'missing')} in member {i}"
-                )
+def naming_member(i: int, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function for one member; an error says which."""
+    try:
+        return function(*args)
+    except Exception as error:
+        error.add_note(f"This is member {i} of the ensemble.")
+        raise

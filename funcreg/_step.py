@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ._flat import form
+from ._flat import forms
 from ._penalty import Penalty
 from ._training import Parts, Penalized, at, check_scalar
 
@@ -58,7 +58,7 @@ def train_step(
         return TrainState(params, transformation(hyper).init(params), wing.own(extra))
 
     def objective(params: Any, extra: Any, hyper: Any, batch: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-        """What is differentiated, and (bare loss, penalty in it or None, new extra)."""
+        """What is differentiated, and (bare loss, the penalties in it: none or one, new extra)."""
         keywords = {"hyper": hyper} if takes_hyper else {}
         if has_extra:
             value, extra = _split(wing, bare(params, wing.own(extra), *batch, **keywords), extra)
@@ -70,23 +70,24 @@ def train_step(
         advice = "has_extra=True if it returns (scalar, new_extra)" if isinstance(value, tuple) else "take its mean"
         check_scalar("train_step", value, advice)
         if parts is not None:
-            return value, (parts.loss, parts.penalty, extra)
+            return value, (parts.loss, [parts.penalty], extra)
         if in_loss is None:
-            return value, (value, None, extra)
+            return value, (value, [], extra)
         penalty = in_loss.value(params)
-        return wing.total([value, penalty], [value, penalty]), (value, penalty, extra)
+        return wing.total([value, penalty], [value, penalty]), (value, [penalty], extra)
 
     def step(state: TrainState, hyper: Any, *batch: Any) -> tuple[TrainState, dict[str, Any]]:
         params, opt_state, extra = state
         chosen = transformation(hyper)
-        (total, (value, penalty, extra)), grads = wing.value_and_grad(objective, params, extra, hyper, batch)
+        (_, (value, penalties, extra)), grads = wing.value_and_grad(objective, params, extra, hyper, batch)
         by_prox = getattr(chosen.update, "penalty", None)
         if by_prox is not None:
-            by_prox = at(penalty_class, "train_step", by_prox, getattr(opt_state, "count", None)).value(params)
-            total = wing.total([total, by_prox], [total, by_prox])
-            penalty = by_prox if penalty is None else wing.total([penalty, by_prox], [penalty, by_prox])
+            penalties.append(at(penalty_class, "train_step", by_prox, getattr(opt_state, "count", None)).value(params))
+        metrics = {"loss": value}
+        if penalties:
+            metrics["penalty"] = wing.total(penalties, penalties)
+            metrics["objective"] = wing.total([value, *penalties], [value, *penalties])
         updates, opt_state = chosen.update(grads, opt_state, params)
-        metrics = {"loss": value} | ({} if penalty is None else {"penalty": penalty, "objective": total})
         return TrainState(apply_updates(params, updates), opt_state, extra), metrics
 
     return init, step
@@ -106,12 +107,11 @@ def _split(wing: Any, returned: Any, extra: Any) -> tuple[Any, Any]:
         raise TypeError(
             f"train_step: with has_extra=True the loss must return (scalar, new_extra), got {type(returned).__name__}"
         )
-    old, new = ({".".join(p): x for p, x in zip(*wing.paths_and_leaves(t)[:2], strict=True)} for t in (extra, returned[1]))
+    old, new = forms(wing, extra), forms(wing, returned[1])
     for name in [*old, *new]:
-        forms = [form(leaves[name]) if name in leaves else "nothing" for leaves in (old, new)]
-        if forms[0] != forms[1]:
+        if old.get(name) != new.get(name):
             raise ValueError(
                 f"train_step: the loss must return the new extra in the form of the old one; the leaf {name!r} was "
-                f"{forms[0]} and is {forms[1]}"
+                f"{old.get(name, 'not there')} and is {new.get(name, 'not there')}"
             )
     return returned

@@ -28,8 +28,9 @@ class Penalized:
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         loss = self.loss(params, *args, **kwargs)
         check_scalar(
-            "penalize", loss, "take a mean over the batch, and return auxiliary output from a function around the "
-            "penalized loss",
+            "penalize",
+            loss,
+            "take a mean over the batch, and return auxiliary output from a function around the penalized loss",
         )
         penalty = self.penalty.value(params)
         total = self.penalty.wing.total([loss, penalty], [loss, penalty])
@@ -174,14 +175,16 @@ def check_params(where: str, params: Any) -> None:
         raise ValueError(f"{where}: update needs the parameters: call update(updates, state, params)")
 
 
-def check_hyper(wing: Any, where: str, name: str, value: Any, below: float = float("inf")) -> None:
+def check_hyper(
+    wing: Any, where: str, name: str, value: Any, below: float = float("inf"), allow_inf: bool = False
+) -> None:
     """A hyper-parameter in `[0, below)`; schedules and traced values are not checked."""
     if callable(value) and not hasattr(value, "shape"):
         return
     if isinstance(value, bool) or not wing.is_scalar(value):
         raise TypeError(f"{where}: {name} must be a number or a 0-d array, got {value!r}")
     wrong = wing.concrete(value)
-    if wrong is not None and not 0 <= wrong < below:
+    if wrong is not None and not (0 <= wrong < below or (allow_inf and wrong == below)):
         domain = ">= 0 and finite" if below == float("inf") else f"in [0, {below:g})"
         raise ValueError(f"{where}: {name} must be {domain}, got {wrong:g}")
 

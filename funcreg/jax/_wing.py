@@ -189,6 +189,12 @@ def member_array(value: Any, count: int, like: Params) -> Array:
     return jnp.full((count,), array) if array.ndim == 0 else array
 
 
+def tree_form(tree: Any) -> Any:
+    """Structure, kinds and shapes, to be compared by `==`."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [(type(x), getattr(x, "shape", None)) for x in leaves]
+
+
 def is_array(x: Any) -> bool:
     """Arrays that a file can hold: no typed PRNG keys."""
     return isinstance(x, jax.Array | np.ndarray) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

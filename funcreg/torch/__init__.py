@@ -14,6 +14,14 @@ from .._summary import Summary as Summary
 from .._summary import summary as summary
 from . import functional as functional
 from . import optax as optax
+from ._per_example import clip_per_example as clip_per_example
+from ._per_example import per_example as per_example
+from ._per_example import per_example_norms as per_example_norms
+from ._train import TrainState as TrainState
+from ._train import ensemble as ensemble
+from ._train import stack as stack
+from ._train import train_step as train_step
+from ._train import unstack as unstack
 from ._transform import Parts as Parts
 from ._transform import add_penalty_gradient as add_penalty_gradient
 from ._transform import from_flat as from_flat

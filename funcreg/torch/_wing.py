@@ -149,9 +149,10 @@ def concrete(value: Any) -> float | None:
 
 
 def settled(new: Tensor, last: Tensor) -> bool:
-    """Whether an iteration has come to rest, where that can be looked at: every further step would return the same bits."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
-    if traced or new.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(new):
+    """Whether an iteration has come to rest, where that can be looked at: further steps would return the same bits."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    traced = traced or _get_current_dispatch_mode() is not None or is_functorch_wrapped_tensor(new)
+    if traced or new.device.type != "cpu":
         return False
     return torch.equal(new, last)
 
@@ -212,6 +213,12 @@ def member_array(value: Any, count: int, like: Params) -> Tensor:
         return torch.full((count,), value, dtype=torch.float64 if isinstance(value, float) else None, device=device)
     tensor = torch.as_tensor(value, device=device)
     return tensor.repeat(count) if tensor.ndim == 0 else tensor.contiguous()
+
+
+def tree_form(tree: Any) -> Any:
+    """Structure, kinds and shapes, to be compared by `==`."""
+    leaves, treedef = pytree.tree_flatten(tree)
+    return treedef, [(type(x), getattr(x, "shape", None)) for x in leaves]
 
 
 def is_array(x: Any) -> bool:

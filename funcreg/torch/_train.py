@@ -1,0 +1,154 @@
+"""One pure training step, and ensembles of it under one vmap."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .. import _axes, _members, _step
+from .._step import TrainState as TrainState
+from . import _wing, optax
+from ._wing import Params, Penalty
+
+Init = Callable[..., TrainState]
+Step = Callable[..., tuple[TrainState, dict[str, Tensor]]]
+
+
+def train_step(loss: Callable[..., Any], make: Callable[[Any], Any], has_extra: bool = False) -> tuple[Init, Step]:
+    """One pure training step, with everything that changes as an argument.
+
+    `init(params, hyper)` copies the parameters and makes the first state; `step(state, hyper, *batch)` returns the next
+    state and metrics, and changes none of its arguments. Randomness (dropout masks, noise) comes in as data, in the
+    batch.
+
+    Metrics: `"loss"`, the bare loss; and where a penalty is known, from a penalized loss or a proximal transformation,
+    `"penalty"` and `"objective"`, their sum. All are taken at the parameters before the step. Inside
+    `chain(...)` a proximal transformation does not show its penalty.
+
+    Args:
+        loss: `loss(params, *batch) -> scalar`, a penalized loss, or one that returns `(total, Parts(loss, penalty))`. A
+            parameter named `hyper` gets the hyper-parameters: strengths in the loss.
+        make: `make(hyper) -> transformation`, such as `lambda hyper: prox_adam(hyper["lr"], l1(hyper["lam"]))`.
+        has_extra: the loss is `loss(params, extra, *batch) -> (scalar, new_extra)`, and
+            `init(params, hyper, extra)` takes the first `extra`: batch-norm statistics, spectral vectors. The new one
+            has the names, shapes and dtypes of the old one. The loss may write into the `extra` it gets, which is a
+            copy: `torch.func.functional_call(net, (params, extra), x)` updates it, and it can be returned.
+
+    Returns:
+        `(init, step)`.
+
+    Raises:
+        TypeError: `make` makes no transformation, or the loss returns no scalar or no new `extra`.
+        ValueError: the new `extra` has another form than the old one.
+    """
+    return _step.train_step(Penalty, optax.apply_updates, loss, make, has_extra)
+
+
+def ensemble(
+    init: Init, step: Step, batch_axes: Any = None, chunk: int | None = None, compiled: bool = True
+) -> tuple[Init, Step]:
+    """Many members trained as one, under vmap: per-member strengths, learning rates and any other hyper-parameter.
+
+    Parameters, states, hyper-parameters and metrics have a leading axis `member`. A hyper-parameter may also be one
+    number for all members. New values of hyper-parameters never recompile.
+
+    Args:
+        init: from `train_step`, or any `init(params, hyper) -> state`. The new `init` calls it member by member, so
+            that a wrong hyper-parameter is refused here.
+        step: from `train_step`, or any pure `step(state, hyper, *batch) -> (state, metrics)`.
+        batch_axes: None: all members see the same batch. A number: the member axis of every batch array (bagging). A
+            tuple: one of these per batch argument.
+        chunk: how many members are trained at a time, one chunk after another: memory for activations and gradients is
+            that of one chunk. None: all at once.
+        compiled: compile the step with `torch.compile(fullgraph=True)`; False: run it as it is, for debugging.
+
+    Returns:
+        `(init, step)`, with the arguments of those given.
+
+    Raises:
+        ValueError: leading axes that differ (names both leaves and lengths), no members, or a batch of another shape
+            than the first one.
+        TypeError: a leaf that is no array; options of a wrong type.
+    """
+    plan = _members.Plan(_wing, batch_axes, chunk)
+
+    def init_members(params: Params, hyper: Any, *extra: Any) -> TrainState:
+        count, given = plan.start(params, hyper, extra)
+        return stack([_members.naming_member(i, init, *(_take(tree, i) for tree in given)) for i in range(count)])
+
+    @functools.cache
+    def program(axes: tuple[int | None, ...], on_cpu: bool) -> Callable[..., Any]:
+        vmapped = torch.func.vmap(step, in_dims=(0, 0, *axes))
+
+        def contiguous(state: TrainState, hyper: Any, *batch: Any) -> Any:
+            # a state whose strides differ from the last one's would compile a second program
+            return pytree.tree_map(lambda x: x.contiguous(), vmapped(state, hyper, *batch))
+
+        if not compiled:
+            return contiguous
+        # On a CPU a small step takes less time than Python needs to launch its kernels: launch them from C++.
+        options = {"cpp_wrapper": True} if on_cpu else None
+        return torch.compile(contiguous, fullgraph=True, dynamic=False, options=options)
+
+    def step_members(state: TrainState, hyper: Any, *batch: Any) -> tuple[TrainState, dict[str, Tensor]]:
+        count, hyper, axes = plan.prepare(state, hyper, batch)
+        run = program(axes, pytree.tree_leaves(state)[0].device.type == "cpu")
+        if chunk is None or chunk >= count:
+            return run(state, hyper, *batch)
+        # All chunks have one size, and so one program: the last one begins early and repeats what it overlaps.
+        starts = [*range(0, count - chunk, chunk), count - chunk]
+        pieces = []
+        for start, end in zip(starts, [*starts[1:], count], strict=True):
+            of_members = functools.partial(_narrow, start=start, length=chunk)
+            own = [x if axis is None else of_members(x, axis) for x, axis in zip(batch, axes, strict=True)]
+            piece = run(of_members(state, 0), of_members(hyper, 0), *own)
+            pieces.append(_narrow(piece, 0, 0, end - start))
+        return pytree.tree_map(lambda *parts: torch.cat(parts), *pieces)
+
+    return init_members, step_members
+
+
+def _take(tree: Any, i: int) -> Any:
+    return pytree.tree_map(lambda x: x[i], tree)
+
+
+def _narrow(tree: Any, axis: int, start: int, length: int) -> Any:
+    return pytree.tree_map(lambda x: x.narrow(axis, start, length), tree)
+
+
+def stack(members: Sequence[Any]) -> Any:
+    """One tree with a leading axis `member` from a list of trees of one form.
+
+    Args:
+        members: trees with the same names, shapes and dtypes.
+
+    Returns:
+        A tree of contiguous arrays, `[member, ...]`.
+
+    Raises:
+        ValueError: an empty list, or trees that differ; names the leaf and the member.
+        TypeError: a leaf that is no array.
+    """
+    members = list(members)
+    _axes.check_alike(_wing, "stack", members)
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *members)
+
+
+def unstack(members: Any) -> list[Any]:
+    """The list of the members' trees: the inverse of `stack`.
+
+    Args:
+        members: a tree of arrays `[member, ...]`, such as the parameters of an ensemble's state.
+
+    Returns:
+        One tree per member. On torch their tensors are views into that of the ensemble.
+
+    Raises:
+        ValueError: leading axes that differ, or no members.
+        TypeError: a leaf that is no array.
+    """
+    count = _axes.count_members(_wing, "unstack", members=members)
+    return [_take(members, i) for i in range(count)]
