@@ -27,7 +27,9 @@ def example_axes(wing: Any, batch_axes: Any, batch: Sequence[Any]) -> tuple[tupl
     axes = axis_of_each("per_example", batch_axes, batch)
     count, first = 0, ""
     for axis, arrays in zip(axes, arrays_of(wing, batch), strict=True):
-        for name, array in arrays if axis is not None else ():
+        if axis is None:
+            continue
+        for name, array in arrays:
             found = length("per_example", name, array, axis)
             if not first:
                 count, first = found, name

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from os import PathLike
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .. import _axes, _members, _step
+from .. import _axes, _members, _run, _step
+from .._run import Interrupted as Interrupted
+from .._run import Run as Run
 from .._step import TrainState as TrainState
 from . import _wing
 from ._wing import Params, Penalty
@@ -168,3 +171,41 @@ def unstack(members: Any) -> list[Any]:
     """
     count = _axes.count_members(_wing, "unstack", members=members)
     return [_take(members, i) for i in range(count)]
+
+
+def run(
+    step: Step,
+    state: TrainState,
+    hyper: Any,
+    batch: Callable[[int], tuple[Any, ...]],
+    steps: int,
+    progress: bool = True,
+    path: str | PathLike[str] | None = None,
+    save_every: float = 60.0,
+) -> Run:
+    """Take many steps, with a progress bar, and so that the run can be stopped and resumed without losing a step.
+
+    Ctrl-C and SIGTERM end it after the current step. With a path, the run is saved there then, when the step or the
+    batch fails, at the end and every `save_every` seconds; the same call with the same path goes on from there, and
+    ends with the same bits as an unbroken run. The file is written by safetensors, atomically.
+
+    Args:
+        step: `step(state, hyper, *batch) -> (state, metrics)`, of one member or of an ensemble.
+        state: from `init`.
+        hyper: the hyper-parameters; those in the file must be the same.
+        batch: `batch(i)`: the tuple of batch arguments of step `i`, counted from 0; a function of `i` alone, or a
+            resumed run sees other batches.
+        steps: how many steps in all.
+        progress: show a bar.
+        path: the file; None: keep nothing on disk.
+        save_every: seconds between savings.
+
+    Returns:
+        `Run(state, metrics, steps)`: the last state, and every metric as a NumPy array `[steps, ...]`.
+
+    Raises:
+        Interrupted: a KeyboardInterrupt, after Ctrl-C or SIGTERM; its `run` is the run up to there.
+        ValueError: the file holds another set-up; names the leaf or the hyper-parameter.
+        TypeError: `batch` is no function, or does not return a tuple.
+    """
+    return _run.run(_wing, step, state, hyper, batch, steps, progress, path, save_every)

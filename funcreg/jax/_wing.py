@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -159,8 +160,9 @@ def own(tree: Params) -> Params:
     return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, (jax.Array, np.ndarray)) else leaf, tree)
 
 
-def as_numpy(x: Array) -> np.ndarray:
-    return np.asarray(upcast(x))
+def as_numpy(x: Any) -> np.ndarray:
+    array = np.asarray(x)
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
 def zero_count(params: Params) -> Array:
@@ -206,14 +208,28 @@ def stored(x: Array) -> Array:
 
 def like_array(name: str, value: Any, x: Array) -> Array:
     """An array from a file, in the dtype it has there."""
-    del x
     array = jnp.array(value)
     if array.dtype != value.dtype:
         raise ValueError(
             f"from_flat: the leaf {name!r} is {value.dtype}, which JAX without x64 would narrow to {array.dtype}; call "
             "it inside jax.enable_x64(True)"
         )
-    return array
+    spread = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and len(x.sharding.device_set) > 1
+    return jax.device_put(array, x.sharding) if spread else array
+
+
+def save_file(path: Path, flat: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    from safetensors.numpy import save_file
+
+    # in C order: safetensors writes arrays of another order wrongly. asarray: ascontiguousarray makes 0-d arrays 1-d
+    save_file({name: np.asarray(x, order="C") for name, x in flat.items()}, path, metadata)
+
+
+def load_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    from safetensors import safe_open
+
+    with safe_open(path, "np") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -17,8 +17,11 @@ from . import optax as optax
 from ._per_example import clip_per_example as clip_per_example
 from ._per_example import per_example as per_example
 from ._per_example import per_example_norms as per_example_norms
+from ._train import Interrupted as Interrupted
+from ._train import Run as Run
 from ._train import TrainState as TrainState
 from ._train import ensemble as ensemble
+from ._train import run as run
 from ._train import stack as stack
 from ._train import train_step as train_step
 from ._train import unstack as unstack

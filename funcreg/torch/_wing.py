@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,19 @@ def like_array(name: str, value: Any, x: Tensor) -> Tensor:
     """A copy of an array from a file on the device of the leaf it is for."""
     del name
     return torch.as_tensor(value).to(x.device, copy=True)
+
+
+def save_file(path: Path, flat: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({name: torch.as_tensor(x).contiguous() for name, x in flat.items()}, path, metadata)
+
+
+def load_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 @dataclass(frozen=True, eq=False, repr=False)
