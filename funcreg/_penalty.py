@@ -408,8 +408,8 @@ def layerwise(rows: Mapping[str, AnyPenalty | None]) -> AnyPenalty:
             head gets l1 and no l2.
 
     Returns:
-        The penalty. Using it raises ValueError for a leaf in no row, for a row that matches nothing, and for a row whose
-        leaves are all taken by earlier ones; `"*"`, the rest, may be left with none.
+        The penalty. Using it raises ValueError for a leaf in no row, for a row that matches nothing, and for one whose
+        leaves are all taken by earlier rows; `"*"`, the rest, may be left with none.
 
     Raises:
         TypeError: a row is no penalty and not None, or every row is None.

@@ -28,9 +28,8 @@ class Penalized:
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         loss = self.loss(params, *args, **kwargs)
         check_scalar(
-            "penalize",
-            loss,
-            "take a mean over the batch, and return auxiliary output from a function around the penalized loss",
+            "penalize", loss, "take a mean over the batch, and return auxiliary output from a function around the "
+            "penalized loss",
         )
         penalty = self.penalty.value(params)
         total = self.penalty.wing.total([loss, penalty], [loss, penalty])
