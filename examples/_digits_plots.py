@@ -74,7 +74,7 @@ def first_layer(runs: Runs, labels: Labels, wing: str, penalties: list[str]) -> 
         for axes, (method, weights) in zip(line, shown.items(), strict=True):
             axes.imshow(_mosaic(weights, colors), interpolation="nearest")
             zeros, dead = (weights == 0).mean(), int((weights == 0).all(1).sum())
-            title = f"{penalty}, {labels[method]}:\n{zeros:.1%} zeros in this layer, {dead} dead units"
+            title = f"{penalty}, {labels[method]}:\n{zeros:.1%} exact zeros in this layer, {dead} dead units"
             axes.set_title(title, fontsize=11)
             axes.set_axis_off()
         figure.colorbar(colors, ax=line, shrink=0.75, extend="both").set_label("weight (never black)")
