@@ -313,16 +313,16 @@ def _selector(wing: Any, given: Any) -> Selector:
             _selectors.check_glob(glob, "on")
         return Selector(globs=globs)
     # a model can be called, but says nothing about a leaf
-    may_be_function = callable(given) and not any(cls.__name__ == "Module" for cls in type(given).__mro__)
+    model = any(cls.__name__ == "Module" for cls in type(given).__mro__)
     try:
         flat = wing.flatten(given, scalars=True)
     except TypeError:
-        if may_be_function:
+        if callable(given) and not model:
             return Selector(function=given)
         raise TypeError(_NO_SELECTOR + type(given).__name__) from None
     flags = tuple(zip(flat.names, flat.leaves, strict=True))
     wrong = [name for name, flag in flags if not isinstance(flag, bool)]
-    if may_be_function and (wrong or not flags):
+    if callable(given) and not model and (wrong or not flags):
         function: Callable[[str, Any], Any] = given
         return Selector(function=function)
     globs_among = isinstance(given, (list, tuple)) and any(isinstance(g, str) for g in given)
