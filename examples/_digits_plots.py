@@ -74,12 +74,14 @@ def first_layer(runs: Runs, labels: Labels, wing: str, penalties: list[str]) -> 
         for axes, (method, weights) in zip(line, shown.items(), strict=True):
             axes.imshow(_mosaic(weights, colors), interpolation="nearest")
             zeros, dead = (weights == 0).mean(), int((weights == 0).all(1).sum())
-            axes.set_title(f"{penalty}, {labels[method]}:\n{zeros:.1%} exact zeros, {dead} dead units", fontsize=11)
+            title = f"{penalty}, {labels[method]}:\n{zeros:.1%} exact zeros in this layer, {dead} dead units"
+            axes.set_title(title, fontsize=11)
             axes.set_axis_off()
         figure.colorbar(colors, ax=line, shrink=0.75, extend="both").set_label("weight (never black)")
     figure.suptitle(
         f"Incoming weights of the {len(weights)} hidden units ({wing}), one 8x8 image each: "
-        "black is exactly zero, white is only small",
+        "black is exactly zero, white is only small\n"
+        "(zeros of the first layer; the table counts those of all penalized weights)",
         fontsize=12.5,
     )
     return figure
@@ -118,7 +120,8 @@ def histograms(runs: Runs, labels: Labels, wing: str, penalties: list[str]) -> F
         _label(zero, "exactly 0", "% of the hidden layer's weights")
         _label(rest, "|w| of the others (log scale; the first bin holds all below)", "% per bin")
         part.suptitle(
-            f"{penalty} ({wing}), exact zeros: {share['prox_adam']:.0%} prox_adam, {share['autodiff']:.0%} autodiff",
+            f"{penalty} ({wing}), exact zeros: {share['prox_adam']:.0%} prox_adam, {share['autodiff']:.0%} autodiff\n"
+            "(of the first layer; the table counts those of all penalized weights)",
             fontsize=11.5,
         )
     return figure

@@ -9,25 +9,35 @@ from ._penalty import AnyPenalty, Rule, make, one_of
 Axes = int | Sequence[int] | None
 
 
+def check_groups(where: str, axis: Axes, per: str | None, group_scale: str) -> None:
+    """Refuse options that name no groups."""
+    if (axis is None) == (per is None):
+        given = "both" if axis is not None else "neither"
+        raise TypeError(
+            f"{where}: give one of axis (the axes inside one group, such as axis=-1) and per ('output' or 'input'), "
+            f"got {given}"
+        )
+    if per is not None:
+        one_of(where, "per", per, ("output", "input"))
+    one_of(where, "group_scale", group_scale, ("sqrt_size", "one"))
+    axes = _axes(axis) or ()
+    for a in axes:
+        if isinstance(a, bool) or not isinstance(a, int) or a >= 0:
+            raise ValueError(f"{where}: axis is counted from the end, -1 is the last one, got {a!r}")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{where}: axis must not name an axis twice, got {axis!r}")
+
+
+def _axes(axis: Axes) -> tuple[int, ...] | None:
+    return None if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+
+
 def make_group_lasso(
     penalty_class: type[AnyPenalty], rule: Rule, lam: Any, axis: Axes, per: str | None, group_scale: str
 ) -> AnyPenalty:
     """Check the options of a group lasso and put them into its rule."""
-    if (axis is None) == (per is None):
-        given = "both" if axis is not None else "neither"
-        raise TypeError(
-            "group_lasso: give one of axis (the axes inside one group, such as axis=-1) and per ('output' or "
-            f"'input'), got {given}"
-        )
-    if per is not None:
-        one_of("group_lasso", "per", per, ("output", "input"))
-    one_of("group_lasso", "group_scale", group_scale, ("sqrt_size", "one"))
-    axes = None if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
-    for a in axes or ():
-        if isinstance(a, bool) or not isinstance(a, int) or a >= 0:
-            raise ValueError(f"group_lasso: axis is counted from the end, -1 is the last one, got {a!r}")
-    if axes is not None and len(set(axes)) < len(axes):
-        raise ValueError(f"group_lasso: axis must not name an axis twice, got {axis!r}")
+    check_groups("group_lasso", axis, per, group_scale)
+    axes = _axes(axis)
     options = (("axis", None if axes is None else tuple(sorted(axes))), ("per", per), ("group_scale", group_scale))
     return make(penalty_class, replace(rule, options=options), lam)
 

@@ -16,7 +16,7 @@ from ._selectors import Selector
 
 
 class NoProxError(ValueError):
-    """The proximal operator has no closed form, on the leaf and for the parts that the message names."""
+    """The proximal operator is not implemented, on the leaf and for the parts that the message names."""
 
 
 class NoGradError(ValueError):
@@ -30,6 +30,7 @@ class Flat(NamedTuple):
     leaves: list[Any]
     rebuild: Callable[[list[Any]], Any]  # leaves that were passed over come back as they were
     rebuild_zeros: Callable[[list[Any]], Any]  # leaves that were passed over come back as zeros
+    passed_over: list[tuple[str, Any]]  # leaves that no penalty acts on, with their names
 
     def check_names(self, where: str) -> None:
         """Refuse two leaves of one name: a selector could not tell them apart."""
@@ -111,17 +112,28 @@ class Bound(NamedTuple):
                 f"{self.rule.name} is an indicator or a count and has no gradient; use it in prox_sgd or prox_adam"
             )
         g = self.rule.grad(self.shift(x), *self.strengths, *self.resolved)
+        self.check_shape("grad", g, x)
         return g if self.weight is None else self.weight * g
 
     def prox(self, wing: Any, x: Any, step: Any) -> Any:
         assert self.rule.prox is not None
         step = step if self.weight is None else step * self.weight
-        if self.anchor is None:
-            return self.rule.prox(x, step, *self.strengths, *self.resolved)
-        d = x - self.anchor
+        d = self.shift(x)
         y = self.rule.prox(d, step, *self.strengths, *self.resolved)
+        self.check_shape("prox", y, x)
+        if self.anchor is None:
+            return y
         # a + (x - a) is x but for rounding, and a step of 0 must return x
         return wing.where((y == d) & (d != 0), x, self.anchor + y)
+
+    def check_shape(self, function: str, y: Any, x: Any) -> None:
+        """Refuse what would be broadcast into the leaf."""
+        shape = getattr(y, "shape", None)
+        if shape is None or tuple(shape) != tuple(x.shape):
+            got = type(y).__name__ if shape is None else f"the shape {tuple(shape)}"
+            raise TypeError(
+                f"{self.rule.name}: {function} must return an array of the leaf's shape {tuple(x.shape)}, got {got}"
+            )
 
     def shift(self, x: Any) -> Any:
         return x if self.anchor is None else x - self.anchor
@@ -150,6 +162,8 @@ class Penalty:
             selector: a glob or a list of globs over dotted names and their leading parts (`"hidden"` selects
                 `hidden.weight`, `"!..."` excludes); a role (`weights`, `biases`, `norms`); a function
                 `(name, leaf) -> bool`; or a tree of bools shaped like the parameters or like a prefix of them.
+                A glob that matches nothing raises when the penalty is used; a role or a function that selects nothing
+                is silent, so that it survives a port to a model without leaves of that kind.
 
         Raises:
             TypeError: the selector is none of these.
@@ -218,7 +232,7 @@ class Penalty:
             A tree like `params`; leaves without a part come back as they are. A step of 0 returns the point exactly.
 
         Raises:
-            NoProxError: a leaf has parts whose sum has no exact prox; the message names both.
+            NoProxError: a leaf has parts whose sum has no prox here; the message names both.
             ValueError: a negative step; a step tree that does not fit the parameters.
         """
         return self._prox(params, step_size, check=True)
@@ -279,9 +293,15 @@ class Penalty:
 def _selected(part: Part, flat: Flat) -> list[bool]:
     chosen = [True] * len(flat.names)
     for selector in part.selectors:
-        also = selector.select(flat.names, flat.leaves, part.rule.name)
+        also = selector.select(flat.names, flat.leaves, part.rule.name, flat.passed_over)
         chosen = [a and b for a, b in zip(chosen, also, strict=True)]
     return chosen
+
+
+_NO_SELECTOR = (
+    "on: expected a glob, a list of globs, a role (weights, biases, norms), a function (name, leaf) -> bool or a tree "
+    "of bools, got "
+)
 
 
 def _selector(wing: Any, given: Any) -> Selector:
@@ -292,23 +312,22 @@ def _selector(wing: Any, given: Any) -> Selector:
         for glob in globs:
             _selectors.check_glob(glob, "on")
         return Selector(globs=globs)
+    # a model can be called, but says nothing about a leaf
+    model = any(cls.__name__ == "Module" for cls in type(given).__mro__)
     try:
         flat = wing.flatten(given, scalars=True)
-    except TypeError as error:
-        if callable(given):
+    except TypeError:
+        if callable(given) and not model:
             return Selector(function=given)
-        raise TypeError(f"on: expected a selector, got {type(given).__name__}: {error}") from None
+        raise TypeError(_NO_SELECTOR + type(given).__name__) from None
     flags = tuple(zip(flat.names, flat.leaves, strict=True))
     wrong = [name for name, flag in flags if not isinstance(flag, bool)]
-    if callable(given) and (wrong or not flags):
+    if callable(given) and not model and (wrong or not flags):
         function: Callable[[str, Any], Any] = given
         return Selector(function=function)
     globs_among = isinstance(given, (list, tuple)) and any(isinstance(g, str) for g in given)
     if wrong or not flags or globs_among:
-        raise TypeError(
-            "on: expected a glob, a list of globs, a role (weights, biases, norms), a function (name, leaf) -> bool "
-            f"or a tree of bools, got {type(given).__name__}" + (f" with the leaf {wrong[0]!r}" if wrong else "")
-        )
+        raise TypeError(_NO_SELECTOR + type(given).__name__ + (f" with the leaf {wrong[0]!r}" if wrong else ""))
     flat.check_names("on")
     return Selector(flags=flags)
 
@@ -321,7 +340,12 @@ def check_strength(wing: Any, where: str, name: str, value: Any) -> None:
             f"function count -> Penalty, such as prox_adam(learning_rate, lambda count: {where}(schedule(count)))"
         )
     if not wing.is_real(value):
-        raise TypeError(f"{where}: {name} must be a number or an array, got {value!r}")
+        library, home = type(value).__module__.split(".")[0], wing.__name__.split(".")[1]
+        if hasattr(value, "dtype") and library not in ("numpy", home, home + "lib"):
+            given = f"an array of {library}; funcreg.{home} takes those of {home} and of NumPy"
+        else:
+            given = repr(value)
+        raise TypeError(f"{where}: {name} must be a number or an array, got {given}")
     check_domain(wing, f"{where}: {name}", value)
 
 
@@ -384,7 +408,8 @@ def layerwise(rows: Mapping[str, AnyPenalty | None]) -> AnyPenalty:
             head gets l1 and no l2.
 
     Returns:
-        The penalty. Using it raises ValueError for a leaf in no row and for a row that matches nothing.
+        The penalty. Using it raises ValueError for a leaf in no row, for a row that matches nothing, and for one whose
+        leaves are all taken by earlier rows; `"*"`, the rest, may be left with none.
 
     Raises:
         TypeError: a row is no penalty and not None, or every row is None.
@@ -595,7 +620,7 @@ def plan(name: str, bound: Sequence[Bound]) -> tuple[list[Bound], list[Bound]]:
     kinds = sorted(b.rule.merges if b.anchor is None else "" for b in others)
     if len(others) > 1 and kinds != ["group", "soft"]:
         raise NoProxError(
-            f"the sum of {' and '.join(b.rule.name for b in others)} has no closed proximal operator, on the leaf "
+            f"the prox of the sum of {' and '.join(b.rule.name for b in others)} is not implemented, on the leaf "
             f"{name!r}: "
             "put them on different leaves with .on, or use penalize or add_penalty_gradient for all but one"
         )

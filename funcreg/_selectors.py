@@ -115,13 +115,28 @@ def check_glob(glob: Any, where: str) -> None:
         raise TypeError(f"{where}: a glob must be a non-empty string such as '*.weight' or '!*.bias', got {glob!r}")
 
 
-def check_found(glob: str, names: Sequence[str], where: str) -> None:
-    """Refuse a glob that matches no leaf: a typo would silently leave the weights unpenalized."""
+def nearest(name: str, names: Sequence[str]) -> str:
+    """The names that a wrong one may have meant."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or list(names[:5])
+    return ", ".join(near) or "(no leaves)"
+
+
+def check_found(glob: str, names: Sequence[str], where: str, passed_over: Sequence[tuple[str, Any]] = ()) -> None:
+    """Refuse a glob that matches no leaf: a typo would silently leave the weights unpenalized.
+
+    `passed_over`, the leaves that no penalty acts on, tell one that exists from a typo.
+    """
     if not any(matches(glob.removeprefix("!"), name) for name in names):
-        near = difflib.get_close_matches(glob.removeprefix("!"), names, n=3, cutoff=0.3) or list(names[:5])
-        raise ValueError(
-            f"{where}: the glob {glob!r} matches no leaf; nearest names: {', '.join(near) or '(no leaves)'}"
-        )
+        for name, leaf in passed_over:
+            if matches(glob.removeprefix("!"), name):
+                dtype = str(getattr(leaf, "dtype", type(leaf).__name__)).removeprefix("torch.")
+                what = "no parameter" if "float" in dtype or "complex" in dtype else dtype
+                raise ValueError(
+                    f"{where}: the glob {glob!r} matches no leaf that a penalty acts on: the leaf {name!r} exists but "
+                    f"is {what}, which penalties pass over"
+                )
+        near = nearest(glob.removeprefix("!"), names)
+        raise ValueError(f"{where}: the glob {glob!r} matches no leaf; nearest names: {near}")
 
 
 @dataclass(frozen=True)
@@ -142,14 +157,16 @@ class Selector:
             return getattr(self.function, "__name__", repr(self.function))
         return repr(self.rows[self.row]) if self.rows else repr(dict(self.flags))
 
-    def select(self, names: Sequence[str], leaves: Sequence[Any], where: str) -> list[bool]:
+    def select(
+        self, names: Sequence[str], leaves: Sequence[Any], where: str, passed_over: Sequence[tuple[str, Any]] = ()
+    ) -> list[bool]:
         """For every leaf whether it is selected. Raises ValueError for a glob that matches nothing."""
         for glob in self.globs + self.rows:
-            check_found(glob, names, where)
+            check_found(glob, names, where, passed_over)
         if self.globs:
             return [self._by_glob(name) for name in names]
         if self.rows:
-            return [self._by_row(name, where) for name in names]
+            return [row == self.row for row in self._winning_rows(names, where)]
         if self.function is not None:
             return [
                 self._by_function(self.function, name, leaf, where) for name, leaf in zip(names, leaves, strict=True)
@@ -168,11 +185,22 @@ class Selector:
         included = [glob for glob in self.globs if not glob.startswith("!")] or ["*"]
         return any(matches(g, name) for g in included) and not any(matches(g, name) for g in excluded)
 
-    def _by_row(self, name: str, where: str) -> bool:
+    def _winning_rows(self, names: Sequence[str], where: str) -> list[int]:
+        """For every leaf the first row that matches it; every row but `"*"`, the rest, must be the first for some."""
+        winning = []
+        for name in names:
+            rows = [i for i, glob in enumerate(self.rows) if matches(glob, name)]
+            if not rows:
+                raise ValueError(f"{where}: the leaf {name!r} is in no row; add a row '*' (None: no penalty)")
+            winning.append(rows[0])
         for i, glob in enumerate(self.rows):
-            if matches(glob, name):
-                return i == self.row
-        raise ValueError(f"{where}: the leaf {name!r} is in no row; add a row '*' (None: no penalty)")
+            if i not in winning and glob != "*":
+                earlier = sorted({row for row, name in zip(winning, names, strict=True) if matches(glob, name)})
+                raise ValueError(
+                    f"{where}: row {glob!r} never applies: every leaf it matches is taken by an earlier row "
+                    f"({', '.join(repr(self.rows[row]) for row in earlier)}); move it up"
+                )
+        return winning
 
     @staticmethod
     def _by_function(function: Callable[[str, Any], Any], name: str, leaf: Any, where: str) -> bool:

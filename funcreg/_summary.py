@@ -6,16 +6,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._penalty import Penalty
+from ._selectors import nearest
 
 
 class Row(NamedTuple):
-    """One leaf: the penalty's value on it, its exact zeros, and its groups that are zero as a whole."""
+    """One leaf: the penalty's value on it, its exact zeros, and its groups that are zero as a whole.
+
+    `summary` says what the fields are.
+    """
 
     name: str
     size: int
     value: float
     zeros: int
-    groups: int | None  # None: no part groups this leaf
+    groups: int | None
     dead_groups: int | None
     parts: str
 
@@ -43,7 +47,10 @@ class Summary:
 
     def __getitem__(self, name: str) -> Row:
         """The row of a leaf, by its name."""
-        return {row.name: row for row in self.rows}[name]
+        rows = {row.name: row for row in self.rows}
+        if name not in rows:
+            raise KeyError(f"summary: no leaf {name!r}; nearest names: {nearest(name, list(rows))}")
+        return rows[name]
 
     @property
     def total(self) -> Row:
@@ -74,7 +81,16 @@ def summary(penalty: Penalty, params: Any) -> Summary:
         params: a tree of parameters; concrete, since the numbers are fetched.
 
     Returns:
-        A record of rows, one for each leaf the penalty could act on. Groups are those of the leaf's first group lasso.
+        A record of rows, one for each leaf the penalty could act on, with their sum in `.total`; `summary["a.weight"]`
+        is the row of one leaf. A row is a named tuple:
+
+        * `name`: dotted name of the leaf;
+        * `size`: number of its entries;
+        * `value`: of the penalty on it, strengths included, in the units of the loss;
+        * `zeros`: number of entries that are exactly 0;
+        * `groups`, `dead_groups`: number of the groups of the leaf's first group lasso, and of those that are all exact
+          zeros; None where no part groups the leaf;
+        * `parts`: the names of the penalties on it, joined by ` + `; `-` where there is none.
 
     Raises:
         TypeError: `penalty` is no penalty.

@@ -192,18 +192,20 @@ def _groups(factory: str, *strengths: float) -> tuple[Error, ...]:
     def make(w: Wing, **options: Any) -> Any:
         return getattr(w.fr, factory)(*strengths, **options)
 
-    one, end = "group_lasso: give one of axis", "group_lasso: axis is counted from the end, -1 is the last one, got"
+    one, end = f"{factory}: give one of axis", f"{factory}: axis is counted from the end, -1 is the last one, got"
     scales, pers = "group_scale must be one of 'sqrt_size', 'one', got 'sqrt'", "per must be one of 'output', 'input'"
     absent = "the leaf 'w' of shape (2, 3) has no axis -3"
     return (
         Error("neither axis nor per", lambda w: make(w), TypeError, f"{one} (the axes inside one group, such as"),
         Error("axis and per", lambda w: make(w, axis=-1, per="output"), TypeError, "got both"),
-        Error("per unknown", lambda w: make(w, per="row"), ValueError, f"group_lasso: {pers}, got 'row'"),
-        Error("scale unknown", lambda w: make(w, axis=-1, group_scale="sqrt"), ValueError, f"group_lasso: {scales}"),
+        Error("per unknown", lambda w: make(w, per="row"), ValueError, f"{factory}: {pers}, got 'row'"),
+        Error("scale unknown", lambda w: make(w, axis=-1, group_scale="sqrt"), ValueError, f"{factory}: {scales}"),
         Error("axis from the front", lambda w: make(w, axis=0), ValueError, f"{end} 0"),
         Error("axes from the front", lambda w: make(w, axis=(-1, 1)), ValueError, f"{end} 1"),
         Error("axis no int", lambda w: make(w, axis=(-1.0,)), ValueError, f"{end} -1.0"),
-        Error("axis twice", lambda w: make(w, axis=(-1, -1)), ValueError, "axis must not name an axis twice"),
+        Error(
+            "axis twice", lambda w: make(w, axis=(-1, -1)), ValueError, f"{factory}: axis must not name an axis twice"
+        ),
         Error("axis absent", lambda w: make(w, axis=-3).value(_ones(w)), ValueError, absent),
     )
 

@@ -204,7 +204,7 @@ def test_a_sum_without_a_closed_prox_is_refused_with_the_leaf_and_the_parts(wing
     if wing is JAX:
         calls["traced"] = lambda: jax.eval_shape(penalty.prox, params, 0.1)
     for call in calls.values():
-        with pytest.raises(NoProxError, match="the sum of l1 and non_negative has no closed .*'hidden.bias'"):
+        with pytest.raises(NoProxError, match="sum of l1 and non_negative is not implemented.*'hidden.bias'"):
             call()
     assert issubclass(NoProxError, ValueError) and fr.NoProxError is NoProxError
     _equal(wing, penalty.on("*.weight").prox(params, 0.0), params)  # alone on their leaves
@@ -407,7 +407,7 @@ def test_layerwise_the_first_row_that_matches_wins(wing):
     assert float(penalty.value(params)) == 7
     np.testing.assert_array_equal(wing.numpy(penalty.grad(params)["hidden"]["bias"]), [0, 0])
     assert repr(penalty) == "l1(1) on 'hidden.weight' + l2(10000) on '*'"
-    penalty = fr.layerwise({"*": fr.l2(2.0), "hidden.weight": fr.l1(1.0)})
+    penalty = fr.layerwise({"hidden": fr.l2(2.0), "*": None})
     assert float(penalty.value(params)) == 22.25
 
 
@@ -442,6 +442,23 @@ def test_layerwise_refuses_a_leaf_in_no_row_and_a_row_that_matches_nothing(wing)
         for call in ("value", "grad", "check_prox"):
             with pytest.raises(ValueError, match="the glob 'head' matches no leaf; nearest names: hidden"):
                 getattr(fr.layerwise(rows), call)(params)
+
+
+@each_wing
+def test_layerwise_refuses_a_row_that_never_applies(wing):
+    fr, params = wing.fr, _params(wing)
+    never = "never applies: every leaf it matches is taken by an earlier row"
+    for rows, message in (
+        ({"*": fr.l1(1.0), "*.bias": None}, rf"row '\*.bias' {never} \('\*'\); move it up$"),
+        (
+            {"*.bias": None, "*.weight": fr.l1(1.0), "hidden": fr.l2(1.0)},
+            rf"'hidden' {never} \('\*.bias', '\*.weight'\)",
+        ),
+    ):
+        penalty = fr.layerwise(rows)
+        for call in (penalty.value, penalty.grad, penalty.check_prox, lambda p, q=penalty: fr.summary(q, p)):
+            with pytest.raises(ValueError, match=message):
+                call(params)
 
 
 @pytest.mark.parametrize(
@@ -743,6 +760,36 @@ def test_custom_refuses_what_is_no_function_and_a_value_that_is_no_scalar(wing):
     vector = wing.fr.custom("mine", lambda x, lam: lam * x, lam=1.0)
     with pytest.raises((TypeError, ValueError), match=r"mine: .*scalar"):
         vector.value({"w": wing.array([1.0, 2.0])})
+
+
+BROADCAST = {
+    "row": (lambda x: x[:1], r"\(2, 3\), got the shape \(1, 3\)"),
+    "scalar": (lambda x: x.sum(), r"\(2, 3\), got the shape \(\)"),
+    "more axes": (lambda x: x[None], r"\(2, 3\), got the shape \(1, 2, 3\)"),
+    "number": (lambda x: 0.0, r"\(2, 3\), got float"),
+}
+
+
+@pytest.mark.parametrize("kind", BROADCAST)
+@each_wing
+def test_custom_refuses_a_grad_or_prox_that_would_be_broadcast(wing, kind):
+    fr, (wrong, message) = wing.fr, BROADCAST[kind]
+    penalty = fr.custom(
+        "mine", lambda x, lam: lam * x.sum(), lambda x, lam: wrong(x), lambda x, step_size, lam: wrong(x), lam=1.0
+    )
+    params = {"w": wing.array(np.ones((2, 3)))}
+    for p in (penalty, 2 * penalty, fr.anchored(penalty, params), penalty + fr.l2(1.0)):
+        with pytest.raises(TypeError, match=f"^mine: grad must return an array of the leaf's shape {message}$"):
+            p.grad(params)
+        with pytest.raises(TypeError, match=f"^mine: prox must return an array of the leaf's shape {message}$"):
+            p.prox(params, 0.5)
+    transformation = fr.prox_sgd(0.1, penalty)
+    state = transformation.init(params)
+    with pytest.raises(TypeError, match="^mine: prox must return"):
+        transformation.update(params, state, params)
+    if wing is JAX:  # before anything is computed
+        with pytest.raises(TypeError, match="^mine: prox must return"):
+            jax.eval_shape(lambda p: penalty.prox(p, 0.5), params)
 
 
 # --- no gradient ---

@@ -21,7 +21,7 @@ def l1_l2_loss(n: Numbers) -> None:
     total = {name: n.pop(f"{name}: loss + penalty") for name in bare}
     hidden = {name: n.pop(f"{name}: exact zeros of 4096 in hidden.weight") for name in bare}
     output = {name: n.pop(f"{name}: exact zeros of 640 in output.weight") for name in bare}
-    # The same sums in another order, in float32, for 600 steps: seen 1e-5.
+    # Three digits. The same sums in another order, in float32, for 600 steps: seen 1e-5 to 2e-4, from seed to seed.
     assert total["by hand"] == pytest.approx(total["penalize"], rel=1e-3)
     assert bare["by hand"] == pytest.approx(bare["penalize"], rel=1e-3)
     assert all(0.05 < bare[name] < 0.2 and bare[name] + 0.1 < total[name] < 0.45 for name in bare)

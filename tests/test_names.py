@@ -349,6 +349,33 @@ def test_a_deque_is_a_tree_in_torch():
     assert _names(TORCH, collections.deque([torch.ones(1), torch.ones(1)])) == ["0", "1"]
 
 
+@pytest.mark.parametrize("generator", ["parameters", "named_parameters"])
+def test_a_generator_of_parameters_is_refused_with_the_remedy(generator):
+    net, penalty = torch.nn.Linear(1, 1), TORCH.fr.l1(1.0)
+    for call in (penalty.value, TORCH.fr.prox_adam(0.1, penalty).init):
+        with pytest.raises(TypeError, match=r"^params: got a generator, .*; pass fr.params\(net\), the dict"):
+            call(getattr(net, generator)())
+
+
+def test_a_linen_module_as_parameters_is_refused_with_the_remedy():
+    penalty = JAX.fr.l1(1.0)
+    for call in (penalty.value, JAX.fr.prox_adam(0.1, penalty).init, JAX.fr.params):
+        with pytest.raises(TypeError, match=r"^params: got the linen module Dense, .*; pass its variables"):
+            call(linen.Dense(1))
+
+
+def test_an_array_of_another_library_is_no_strength():
+    jax_says = (
+        "l1: lam must be a number or an array, got an array of torch; funcreg.jax takes those of jax and of NumPy"
+    )
+    torch_says = "got an array of jaxlib; funcreg.torch takes those of torch and of NumPy"
+    for wing, strength, says in ((JAX, torch.tensor(0.1), jax_says), (TORCH, jnp.array(0.1), torch_says)):
+        with pytest.raises(TypeError, match=says):
+            wing.fr.l1(strength)
+    with pytest.raises(TypeError, match="got Array\\(True, dtype=bool"):
+        JAX.fr.l1(jnp.array(True))
+
+
 def test_a_module_as_parameters_of_the_torch_wing_is_refused_with_the_remedy():
     with pytest.raises(TypeError, match=r"pass fr.params\(model\)"):
         TORCH.fr.l1(1.0).value(torch.nn.Linear(1, 1))
@@ -510,7 +537,7 @@ class _Bare(nnx.Module):
     pass
 
 
-@pytest.mark.parametrize("wrong", [None, {}, {"n": 3}, _plain, linen.Dense(1), _Bare()], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize("wrong", [None, {}, {"n": 3}, _plain, _Bare()], ids=lambda x: type(x).__name__)
 def test_params_of_a_model_without_parameters_are_refused(wrong):
     with pytest.raises(TypeError, match=f"params: found no parameters in {type(wrong).__name__}"):
         JAX.fr.params(wrong)

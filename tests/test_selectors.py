@@ -129,6 +129,21 @@ def test_a_glob_that_matches_nothing_raises_and_shows_the_nearest_names(wing, gl
 
 
 @each_wing
+def test_a_glob_that_matches_only_what_is_passed_over_says_so(wing):
+    params = {"w": wing.array([1.0]), "n": wing.array(np.array([1]), "int32"), "flag": True}
+    for glob, what in (("n", "int32"), ("!n", "int32"), ("fl*", "bool")):
+        with pytest.raises(ValueError, match=f"leaf '(n|flag)' exists but is {what}, which penalties pass over$"):
+            wing.fr.l1(1.0).on(["*", glob]).value(params)
+    with pytest.raises(ValueError, match="leaf 'n' exists but is int32"):
+        wing.fr.layerwise({"n": wing.fr.l1(1.0), "*": None}).value(params)
+    variables = {"params": {"w": wing.array([1.0])}, "batch_stats": {"mean": wing.array([1.0])}}
+    with pytest.raises(
+        ValueError, match="leaf 'batch_stats.mean' exists but is no parameter, which penalties pass over"
+    ):
+        wing.fr.l1(1.0).on("batch_stats").value(variables)
+
+
+@each_wing
 def test_a_glob_on_an_empty_tree_raises(wing):
     with pytest.raises(ValueError, match="no leaf; nearest names: \\(no leaves\\)"):
         wing.fr.l1(1.0).on("*").value({})
@@ -159,6 +174,13 @@ def test_on_reaches_every_part_of_a_sum(wing):
 
 
 # --- what is not selected ---
+
+
+@each_wing
+def test_a_role_or_a_function_that_selects_nothing_is_silent(wing):
+    params = {"w": wing.array([1.0])}
+    for selector in (wing.fr.norms, lambda name, leaf: False):
+        assert float(wing.fr.l1(1.0).on(selector).value(params)) == 0
 
 
 @each_wing
@@ -425,6 +447,18 @@ def test_a_tree_of_bools_may_be_a_model_that_can_be_called():
 def test_what_is_no_selector_is_refused_when_given(wing, wrong):
     with pytest.raises(TypeError, match="^(on|params): "):
         wing.fr.l1(1.0).on(wrong)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [torch.nn.Linear(1, 1), linen.Dense(1), nnx.Linear(1, 1, rngs=nnx.Rngs(0))],
+    ids=["torch", "linen", "nnx"],
+)
+@each_wing
+def test_a_model_is_no_selector_though_it_can_be_called(wing, model):
+    says = "^on: expected a glob, .* or a tree of bools, got (Linear|Dense)"
+    with pytest.raises(TypeError, match=says):
+        wing.fr.l1(1.0).on(model)
 
 
 @pytest.mark.parametrize("wrong", ["", "!", [], (), ["*", ""]], ids=repr)

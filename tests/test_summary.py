@@ -38,6 +38,20 @@ def test_summary_says_value_zeros_and_dead_groups_of_every_leaf(wing):
 
 
 @each_wing
+def test_summary_finds_a_row_by_name_and_shows_the_nearest_names(wing):
+    summary = wing.fr.summary(_penalty(wing.fr), _params(wing))
+    assert summary["head.weight"].zeros == 1
+    with pytest.raises(KeyError, match="summary: no leaf 'hiden.weight'; nearest names: hidden.weight"):
+        summary["hiden.weight"]
+
+
+@each_wing
+def test_summary_documents_every_field_of_a_row(wing):
+    text = wing.fr.summary.__doc__
+    assert all(f"`{field}`" in text for field in wing.fr.summary(wing.fr.l1(1.0), {}).total._fields)
+
+
+@each_wing
 def test_summary_prints_as_a_table(wing):
     wanted = {
         "hidden.weight": "hidden.weight    12  18.1387  7 (58.3%)       1 of 4  group_lasso + l1",

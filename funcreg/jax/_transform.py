@@ -88,6 +88,7 @@ def prox_sgd(
 
     Args:
         learning_rate: `\eta`, a number, a 0-d array (also traced), or a schedule `count -> learning rate`.
+            `count` is an int32 0-d array: in a float64 run compute the rate from a float64 copy of it.
         penalty: `R`, or a function `count -> Penalty` for a schedule.
         momentum: `\mu` in `[0, 1)`; None: none.
         nesterov: Nesterov momentum.
@@ -165,6 +166,7 @@ def prox_adam(
 
     Args:
         learning_rate: `\eta`, a number, a 0-d array (also traced), or a schedule `count -> learning rate`.
+            `count` is an int32 0-d array: in a float64 run compute the rate from a float64 copy of it.
         penalty: `R`, or a function `count -> Penalty` for a schedule.
         b1: decay of the first moment, in `[0, 1)`.
         b2: decay of the second moment, in `[0, 1)`.

@@ -31,6 +31,7 @@ def flatten(tree: Params, scalars: bool = False) -> Flat:
     Raises:
         TypeError: a container that JAX's pytrees do not know, or an array of another library.
     """
+    _refuse_linen("params", tree)
     paths, leaves, unflatten = paths_and_leaves(tree)
     is_param = [
         not _is_variable(node) or isinstance(node, sys.modules["flax.nnx"].Param)
@@ -41,20 +42,27 @@ def flatten(tree: Params, scalars: bool = False) -> Flat:
         isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping)  # also an empty one
     )
     chosen = []
+    passed_over = []
     for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         kept = isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
         kept = kept or (scalars and isinstance(leaf, bool | int | float | np.generic | np.ndarray | jax.Array))
         if not kept:
             _refuse_opaque(".".join(path), leaf)
-        elif is_param[i] and (not collection or (len(path) > 1 and path[0] == "params")):
+        if kept and is_param[i] and (not collection or (len(path) > 1 and path[0] == "params")):
             chosen.append(i)
+        else:
+            passed_over.append((leaf_name(path), leaf))
 
     def rebuild(new: list[Any], others: Callable[[Any], Any] = lambda leaf: leaf) -> Params:
         by_index = dict(zip(chosen, new, strict=True))
         return unflatten([by_index[i] if i in by_index else others(leaf) for i, leaf in enumerate(leaves)])
 
     return Flat(
-        [leaf_name(paths[i]) for i in chosen], [leaves[i] for i in chosen], rebuild, lambda new: rebuild(new, _zero)
+        [leaf_name(paths[i]) for i in chosen],
+        [leaves[i] for i in chosen],
+        rebuild,
+        lambda new: rebuild(new, _zero),
+        passed_over,
     )
 
 
@@ -75,6 +83,15 @@ def _is_variable(node: Any) -> bool:
 
 def _component(key: Any) -> str:
     return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+
+def _refuse_linen(where: str, tree: Any) -> None:
+    linen = sys.modules.get("flax.linen")
+    if linen is not None and isinstance(tree, linen.Module):
+        raise TypeError(
+            f"{where}: got the linen module {type(tree).__name__}, which holds no parameters; pass its variables, "
+            "variables = module.init(key, x)"
+        )
 
 
 def _refuse_opaque(name: str, leaf: Any) -> None:
@@ -131,7 +148,7 @@ def cast(value: Any, x: Array) -> Any:
 
 def is_real(x: Any) -> bool:
     """Real numbers and arrays of them; bools are neither."""
-    if hasattr(x, "dtype"):
+    if isinstance(x, jax.Array | np.ndarray | np.generic):
         return jnp.issubdtype(x.dtype, jnp.floating) or jnp.issubdtype(x.dtype, jnp.integer)
     return isinstance(x, (int, float)) and not isinstance(x, bool)
 
@@ -257,8 +274,9 @@ def params(model: Any) -> Params:
         A tree of arrays.
 
     Raises:
-        TypeError: a model without parameters.
+        TypeError: a model without parameters, or a linen module, which holds none.
     """
+    _refuse_linen("params", model)
     nnx = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(model, (nnx.Module, nnx.State)):
         module = isinstance(model, nnx.Module)

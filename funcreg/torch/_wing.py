@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -37,25 +37,37 @@ def flatten(tree: Params, scalars: bool = False) -> Flat:
     """
     if isinstance(tree, torch.nn.Module):
         raise TypeError("params: got an nn.Module; pass fr.params(model), the dict of its named parameters")
+    if isinstance(tree, Iterator):
+        raise TypeError(
+            f"params: got a {type(tree).__name__}, such as net.parameters() is; pass fr.params(net), the dict of the "
+            "named parameters"
+        )
     paths, leaves, unflatten = paths_and_leaves(tree)
     collection = any(len(path) > 1 and path[0] == "params" for path in paths) or (
         isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping)  # also an empty one
     )
     chosen = []
+    passed_over = []
     for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
         kept = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
         kept = kept or (scalars and isinstance(leaf, (bool, int, float, Tensor)))
         if not kept:
             _refuse_opaque(".".join(path), leaf)
-        elif not collection or (len(path) > 1 and path[0] == "params"):
+        if kept and (not collection or (len(path) > 1 and path[0] == "params")):
             chosen.append(i)
+        else:
+            passed_over.append((leaf_name(path), leaf))
 
     def rebuild(new: list[Any], others: Callable[[Any], Any] = lambda leaf: leaf) -> Params:
         by_index = dict(zip(chosen, new, strict=True))
         return unflatten([by_index[i] if i in by_index else others(leaf) for i, leaf in enumerate(leaves)])
 
     return Flat(
-        [leaf_name(paths[i]) for i in chosen], [leaves[i] for i in chosen], rebuild, lambda new: rebuild(new, _zero)
+        [leaf_name(paths[i]) for i in chosen],
+        [leaves[i] for i in chosen],
+        rebuild,
+        lambda new: rebuild(new, _zero),
+        passed_over,
     )
 
 
@@ -303,6 +315,10 @@ def params(model: torch.nn.Module) -> dict[str, Tensor]:
     """The parameters of a model as one tree.
 
     By name; a tied tensor once.
+
+    Not `model.state_dict()`: that holds buffers too, and a penalty without `.on` acts on every floating-point leaf, on
+    the `running_var` of a batch normalization as well. After `torch.compile(model)` take the parameters of the original
+    module: the names of the compiled one begin with `_orig_mod.`, and a glob such as `"hidden"` matches none of them.
 
     Args:
         model: an `nn.Module`.

@@ -1,6 +1,6 @@
 """Sparse group lasso: the sum of l1 and group_lasso, and nothing of its own."""
 
-from ..._group_axes import Axes
+from ..._group_axes import Axes, check_groups
 from ..._penalty import check_strength
 from .._wing import Penalty, Strength
 from .group_lasso import group_lasso
@@ -37,4 +37,5 @@ def sparse_group_lasso(
     """
     check_strength(Penalty.wing, "sparse_group_lasso", "l1", l1)
     check_strength(Penalty.wing, "sparse_group_lasso", "group", group)
+    check_groups("sparse_group_lasso", axis, per, group_scale)
     return _l1(l1) + group_lasso(group, axis, per, group_scale)
