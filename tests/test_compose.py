@@ -1,14 +1,12 @@
 """Penalties inside the frameworks' transforms: vmap of grad, jit, torch.compile, arguments, results, derivatives."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
 
 import oracles
 from cases import CASES
-from wings import TORCH, each_wing
+from wings import TORCH, each_wing, inductor
 
 # Leaves of a small network; "norm" has the names of a normalization layer.
 NETWORK = {
@@ -303,8 +301,6 @@ def test_inductor_equals_eager(name):
     def run(params, steps):
         return use(case.make(TORCH.fr).on("hidden.weight"), case.record, params, steps)
 
-    torch._dynamo.reset()
-    with warnings.catch_warnings():  # what inductor imports is deprecated by torch itself
-        warnings.filterwarnings("ignore", "`torch.jit.*` is deprecated", DeprecationWarning)
+    with inductor():
         compiled = torch.compile(run, fullgraph=True)(params, steps)
     assert_same(TORCH.numpy(compiled), TORCH.numpy(run(params, steps)))

@@ -8,8 +8,8 @@ def test_value_is_zero_at_zero(wing):
 """
 
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -27,6 +27,15 @@ with warnings.catch_warnings():
     # When torch's forward mode is first used, torch itself calls torch.jit.script, which it has deprecated.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
     torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
+
+
+@contextmanager
+def inductor() -> Iterator[None]:
+    """torch.compile to machine code: what its inductor imports is deprecated by torch itself."""
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.*` is deprecated", DeprecationWarning)
+        yield
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def stack(members: Sequence[Any]) -> Any:
         members: trees with the same names, shapes and dtypes.
 
     Returns:
-        A tree of contiguous arrays, `[member, ...]`.
+        A tree of contiguous arrays, `[member, ...]`. On torch the parameters of modules come detached.
 
     Raises:
         ValueError: an empty list, or trees that differ; names the leaf and the member.

@@ -202,8 +202,10 @@ def value_and_grad(function: Callable[..., Any], *args: Any) -> tuple[tuple[Any,
 
 
 def member_array(value: Any, count: int, like: Params) -> Array:
-    """A hyper-parameter as an array with a member axis."""
-    del like
+    """A hyper-parameter as an array with a member axis; numbers in the dtype of the parameters."""
+    leaves = flatten(like).leaves
+    if isinstance(value, bool | int | float):
+        return jnp.full((count,), value, leaves[0].dtype if leaves and isinstance(value, float) else None)
     array = jnp.asarray(value)
     return jnp.full((count,), array) if array.ndim == 0 else array
 

@@ -79,7 +79,7 @@ def ensemble(
     plan = _members.Plan(_wing, batch_axes, chunk)
 
     def init_members(params: Params, hyper: Any, *extra: Any) -> TrainState:
-        count, given = plan.start(params, hyper, extra)
+        count, given = plan.start(*_wing.detached((params, hyper)), _wing.detached(extra))
         return stack([_members.naming_member(i, init, *(_take(tree, i) for tree in given)) for i in range(count)])
 
     @functools.cache
@@ -129,7 +129,7 @@ def stack(members: Sequence[Any]) -> Any:
         members: trees with the same names, shapes and dtypes.
 
     Returns:
-        A tree of contiguous arrays, `[member, ...]`.
+        A tree of contiguous arrays, `[member, ...]`. On torch the parameters of modules come detached.
 
     Raises:
         ValueError: an empty list, or trees that differ; names the leaf and the member.
@@ -137,7 +137,7 @@ def stack(members: Sequence[Any]) -> Any:
     """
     members = list(members)
     _axes.check_alike(_wing, "stack", members)
-    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *members)
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *_wing.detached(members))
 
 
 def unstack(members: Any) -> list[Any]:

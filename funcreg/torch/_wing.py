@@ -183,14 +183,17 @@ def total(values: list[Tensor], leaves: list[Tensor]) -> Tensor:
 
 def own(tree: Params) -> Params:
     """A copy that training in place does not change; what is trained itself comes without its gradient history."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, detached(tree))
 
-    def copy(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        trained = leaf.requires_grad and leaf.is_leaf and not is_functorch_wrapped_tensor(leaf)
-        return leaf.detach().clone() if trained else leaf.clone()
 
-    return pytree.tree_map(copy, tree)
+def detached(tree: Params) -> Params:
+    """Parameters of a module, which autograd would follow through a whole run, as plain tensors."""
+
+    def detach(leaf: Any) -> Any:
+        trained = isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_leaf
+        return leaf.detach() if trained and not is_functorch_wrapped_tensor(leaf) else leaf
+
+    return pytree.tree_map(detach, tree)
 
 
 def as_numpy(x: Tensor) -> np.ndarray:
@@ -218,12 +221,12 @@ def value_and_grad(function: Callable[..., Any], *args: Any) -> tuple[tuple[Any,
 
 
 def member_array(value: Any, count: int, like: Params) -> Tensor:
-    """A hyper-parameter as a tensor with a member axis, on the device of the parameters."""
+    """A hyper-parameter as a tensor with a member axis, on the device of the parameters; numbers in their dtype."""
     leaves = flatten(like).leaves
     device = leaves[0].device if leaves else None
     if isinstance(value, (bool, int, float)):
-        # float64 promotes nothing: whoever uses it casts it to the dtype of the leaf
-        return torch.full((count,), value, dtype=torch.float64 if isinstance(value, float) else None, device=device)
+        dtype = leaves[0].dtype if leaves and isinstance(value, float) else None
+        return torch.full((count,), value, dtype=dtype, device=device)
     tensor = torch.as_tensor(value, device=device)
     return tensor.repeat(count) if tensor.ndim == 0 else tensor.contiguous()
 
