@@ -33,6 +33,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import _digits  # noqa: E402  # the demo's own text
+import _options  # noqa: E402
 
 EARLY, LATE, LAST = 840, 2500, 5000
 LAMS = np.geomspace(1e-5, 3e-2, 8).astype(np.float32)
@@ -220,8 +221,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wing", choices=[*TRAIN], default="jax", help="which framework (jax)")
     parser.add_argument("--penalty", choices=[*_digits.PENALIZED], default="l1", help="which penalty (l1)")
-    parser.add_argument("--seeds", type=_digits.integer(1), default=3, help="how many (3)")
-    parser.add_argument("--batch", type=_digits.integer(1, _digits.TRAINING_EXAMPLES), default=64, help="(64)")
+    parser.add_argument("--seeds", type=_options.integer(1), default=3, help="how many (3)")
+    parser.add_argument("--batch", type=_options.integer(1, _digits.TRAINING_EXAMPLES), default=64, help="(64)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # these two as in the demo

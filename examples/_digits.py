@@ -1,7 +1,5 @@
 """What both halves of `sparse_digits.py` start from and are measured with. No framework."""
 
-import argparse
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +9,11 @@ from sklearn.model_selection import train_test_split
 TRAINING_EXAMPLES, TEST_EXAMPLES = 1347, 450
 UNITS = 64  # of the one hidden layer
 LEARNING_RATE = 3e-3
-PENALIZED = {"l1": ["hidden.weight", "output.weight"], "group_lasso": ["hidden.weight"]}
+PENALIZED = {
+    "l1": ["hidden.weight", "output.weight"],
+    "group_lasso": ["hidden.weight"],
+    "both": ["hidden.weight", "output.weight"],
+}
 
 Arrays = dict[str, np.ndarray]
 
@@ -44,28 +46,20 @@ class Measures(NamedTuple):
     accuracy: float  # on the test set
 
 
-def integer(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argparse type: an integer in a range."""
-    allowed = f"an integer >= {least}" if most is None else f"an integer between {least} and {most}"
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text!r}")
-        return value
-
-    return convert
-
-
 def load() -> Digits:
     """The data, split once and for all."""
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype(np.float32)
     x_train, x_test, y_train, y_test = train_test_split(x, y, test_size=TEST_EXAMPLES, random_state=0, stratify=y)
     return Digits(x_train, y_train, x_test, y_test)
+
+
+def hold_out(data: Digits, examples: int) -> tuple[Digits, np.ndarray, np.ndarray]:
+    """The data with fewer examples to train on, and those taken away, for validation: images and labels."""
+    x_train, x, y_train, y = train_test_split(
+        data.x_train, data.y_train, test_size=examples, random_state=1, stratify=data.y_train
+    )
+    return data._replace(x_train=x_train, y_train=y_train), x, y
 
 
 def initial_values(seed: int, like: str = "flax") -> Arrays:
@@ -98,20 +92,35 @@ def draw_batches(seed: int, steps: int, batch: int, examples: int) -> np.ndarray
     return order[: steps * batch].reshape(steps, batch)
 
 
+def logits(params: Arrays, x: np.ndarray) -> np.ndarray:
+    """Of one network, (examples, 10), or of a stack of them, (member, examples, 10)."""
+    w = {name: a[..., None, :] if name.endswith("bias") else np.swapaxes(a, -1, -2) for name, a in params.items()}
+    hidden = np.maximum(x @ w["hidden.weight"] + w["hidden.bias"], 0)
+    return hidden @ w["output.weight"] + w["output.bias"]
+
+
 def accuracy(params: Arrays, x: np.ndarray, y: np.ndarray) -> float:
     """Fraction of the examples whose largest logit is that of their label."""
-    hidden = np.maximum(x @ params["hidden.weight"].T + params["hidden.bias"], 0)
-    logits = hidden @ params["output.weight"].T + params["output.bias"]
-    return float((logits.argmax(-1) == y).mean())
+    return float((logits(params, x).argmax(-1) == y).mean())
+
+
+def zeros(params: Arrays, penalty: str) -> float:
+    """Fraction of the penalized weights that are exactly 0."""
+    weights = np.concatenate([params[name].ravel() for name in PENALIZED[penalty]])
+    return float((weights == 0).mean())
+
+
+def dead(params: Arrays) -> int:
+    """Hidden units whose incoming weights are all exactly 0."""
+    return int((params["hidden.weight"] == 0).all(1).sum())
 
 
 def measure(run: Run, penalty: str, data: Digits) -> Measures:
     """The row of a run."""
-    weights = np.concatenate([run.params[name].ravel() for name in PENALIZED[penalty]])
     return Measures(
         objective=run.objective[-1],
         loss=run.loss,
-        zeros=float((weights == 0).mean()),
-        dead=int((run.params["hidden.weight"] == 0).all(1).sum()),
+        zeros=zeros(run.params, penalty),
+        dead=dead(run.params),
         accuracy=accuracy(run.params, data.x_test, data.y_test),
     )

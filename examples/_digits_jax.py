@@ -9,6 +9,8 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax import Array, grad
+from safetensors.flax import load_file as load_file
+from safetensors.flax import save_file as save_file
 
 import funcreg.jax as fr
 from _digits import LEARNING_RATE, UNITS, Arrays, Digits, Run
@@ -17,11 +19,9 @@ from _digits import LEARNING_RATE, UNITS, Arrays, Digits, Run
 
 
 def penalties(lam: Any) -> dict[str, Any]:
-    """L1 on every weight, and group lasso on the weights that enter a hidden unit; biases are free."""
-    return {
-        "l1": fr.l1(lam).on(fr.weights),
-        "group_lasso": fr.group_lasso(lam, per="output").on("hidden").on(fr.weights),
-    }
+    """L1 on every weight, group lasso on the weights that enter a hidden unit, and their sum; biases are free."""
+    l1, group_lasso = fr.l1(lam).on(fr.weights), fr.group_lasso(lam, per="output").on("hidden").on(fr.weights)
+    return {"l1": l1, "group_lasso": group_lasso, "both": l1 + group_lasso}
 
 
 def methods(loss: Callable[..., Any], penalty: Any, lr: float) -> dict[str, tuple[Any, Any, Any]]:
@@ -57,9 +57,16 @@ class MLP(nn.Module):
 MODEL = MLP()
 
 
+def logits(params: dict[str, Any], x: Array) -> Array:
+    return MODEL.apply({"params": params}, x)
+
+
 def loss(params: dict[str, Any], x: Array, y: Array) -> Array:
-    logits = MODEL.apply({"params": params}, x)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y).mean()
+
+
+def array(x: np.ndarray) -> Array:
+    return jnp.asarray(x)
 
 
 def from_numpy(params: Arrays, dtype: str = "float32") -> dict[str, Any]:

@@ -72,7 +72,7 @@ def first_layer(runs: Runs, labels: Labels, wing: str, penalties: list[str]) -> 
         most = float(np.quantile(np.abs(shown["autodiff"]), 0.995)) or 1.0
         colors = ScalarMappable(Normalize(-most, most), colormaps["PuOr"])
         for axes, (method, weights) in zip(line, shown.items(), strict=True):
-            axes.imshow(_mosaic(weights, colors), interpolation="nearest")
+            axes.imshow(mosaic(weights, colors), interpolation="nearest")
             zeros, dead = (weights == 0).mean(), int((weights == 0).all(1).sum())
             title = f"{penalty}, {labels[method]}:\n{zeros:.1%} exact zeros in this layer, {dead} dead units"
             axes.set_title(title, fontsize=11)
@@ -87,7 +87,7 @@ def first_layer(runs: Runs, labels: Labels, wing: str, penalties: list[str]) -> 
     return figure
 
 
-def _mosaic(weights: np.ndarray, colors: ScalarMappable) -> np.ndarray:
+def mosaic(weights: np.ndarray, colors: ScalarMappable) -> np.ndarray:
     """One tile per unit, as RGBA; exact zeros in a colour of their own."""
     units, pixels = weights.shape
     side, across = round(pixels**0.5), int(np.ceil(units**0.5))

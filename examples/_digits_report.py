@@ -12,8 +12,8 @@ from rich.table import Table
 
 import _digits
 from _digits import Measures, Run
+from _options import WINGS
 
-WINGS = {"torch": "PyTorch", "jax": "JAX"}
 PENALTIES = {"l1": "l1, on all weights", "group_lasso": "group_lasso, hidden units"}
 METHODS = {"autodiff": "autodiff, Adam", "soft": "soft-threshold after Adam", "prox_adam": "fr.prox_adam"}
 ROUNDING = 1e-9  # of a parameter in float64, after DOUBLE_STEPS

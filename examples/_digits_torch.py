@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file as load_file
+from safetensors.torch import save_file as save_file
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
@@ -16,11 +18,9 @@ from funcreg.torch import optax
 
 
 def penalties(lam: Any) -> dict[str, Any]:
-    """L1 on every weight, and group lasso on the weights that enter a hidden unit; biases are free."""
-    return {
-        "l1": fr.l1(lam).on(fr.weights),
-        "group_lasso": fr.group_lasso(lam, per="output").on("hidden").on(fr.weights),
-    }
+    """L1 on every weight, group lasso on the weights that enter a hidden unit, and their sum; biases are free."""
+    l1, group_lasso = fr.l1(lam).on(fr.weights), fr.group_lasso(lam, per="output").on("hidden").on(fr.weights)
+    return {"l1": l1, "group_lasso": group_lasso, "both": l1 + group_lasso}
 
 
 def methods(loss: Callable[..., Any], penalty: Any, lr: float) -> dict[str, tuple[Any, Any, Any]]:
@@ -59,8 +59,16 @@ class MLP(nn.Module):
 MODEL = MLP()
 
 
+def logits(params: dict[str, Tensor], x: Tensor) -> Tensor:
+    return functional_call(MODEL, params, (x,))
+
+
 def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(functional_call(MODEL, params, (x,)), y)
+    return nn.functional.cross_entropy(logits(params, x), y)
+
+
+def array(x: np.ndarray) -> Tensor:
+    return torch.tensor(x)
 
 
 def from_numpy(params: Arrays, dtype: str = "float32") -> dict[str, Tensor]:

@@ -15,11 +15,8 @@ text in `_digits_torch.py` and `_digits_jax.py`; two imports differ, besides tha
 """
 
 import argparse
-import importlib
-import os
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -27,60 +24,34 @@ from rich.progress import Progress
 
 import _digits
 import _digits_report as report
+import _options
 from _digits import Digits, Run
-from _digits_report import METHODS, PENALTIES, WINGS, Key
+from _digits_report import METHODS, PENALTIES, Key
+from _options import WINGS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options; `options.halves` holds the imported halves of the demo."""
     most = _digits.TRAINING_EXAMPLES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/sparse_digits"), help="folder to write to (%(default)s)")
+    _options.add_out(parser, "out/sparse_digits")
     parser.add_argument(
-        "--seed", type=_digits.integer(0), default=0, help="of initial values and batches (%(default)s)"
+        "--seed", type=_options.integer(0), default=0, help="of initial values and batches (%(default)s)"
     )
-    parser.add_argument("--steps", type=_digits.integer(1), default=840, help="per run (%(default)s: 40 epochs of 64)")
-    parser.add_argument("--batch", type=_digits.integer(1, most), default=64, help="digits per step (%(default)s)")
-    parser.add_argument("--wing", choices=[*WINGS, "both"], default="both", help="which framework (%(default)s)")
+    parser.add_argument("--steps", type=_options.integer(1), default=840, help="per run (%(default)s: 40 epochs of 64)")
+    parser.add_argument("--batch", type=_options.integer(1, most), default=64, help="digits per step (%(default)s)")
+    _options.add_wing(parser, "both")
     parser.add_argument(
         "--lam",
-        type=strength,
+        type=_options.positive(1),
         default=1e-3,
         help="strength of both penalties (%(default)s: from the middle of 1e-5 ... 3e-2; at the ends hardly a zero, "
         "hardly a weight)",
     )
     options = parser.parse_args(argv)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / ".writable").touch()
-        (options.out / ".writable").unlink()
-    except OSError as error:
-        parser.error(f"argument --out: cannot write to {str(options.out)!r}: {error.strerror}")
-    # So small a network would only wait for a GPU, on which float32 products may also be rounded to fewer bits, and for
-    # other threads: on a busy machine those of PyTorch make it many times slower.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    options.halves = {}
-    for wing in WINGS if options.wing == "both" else [options.wing]:
-        try:
-            options.halves[wing] = importlib.import_module(f"_digits_{wing}")
-        except ModuleNotFoundError as error:
-            parser.error(
-                f"argument --wing: {wing} needs the package {error.name!r}, which is not installed: "
-                "pip install 'funcreg[all]', or choose the other wing"
-            )
+    _options.make_writable(parser, options.out)
+    options.halves = _options.halves(parser, options.wing)
     return options
-
-
-def strength(text: str) -> float:
-    """An argparse type."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:  # NaN neither
-        raise argparse.ArgumentTypeError(f"must be a number > 0 and <= 1, got {text!r}")
-    return value
 
 
 def train_all(options: argparse.Namespace, data: Digits, batches: np.ndarray, err: Console) -> dict[Key, Run]:
