@@ -55,11 +55,9 @@ def load() -> Digits:
 
 
 def hold_out(data: Digits, examples: int) -> tuple[Digits, np.ndarray, np.ndarray]:
-    """The data with fewer examples to train on, and those taken away, for validation: images and labels."""
-    x_train, x, y_train, y = train_test_split(
-        data.x_train, data.y_train, test_size=examples, random_state=1, stratify=data.y_train
-    )
-    return data._replace(x_train=x_train, y_train=y_train), x, y
+    """The last of the (shuffled) training digits are for validation: what is left, and their images and labels."""
+    left = data._replace(x_train=data.x_train[:-examples], y_train=data.y_train[:-examples])
+    return left, data.x_train[-examples:], data.y_train[-examples:]
 
 
 def initial_values(seed: int, like: str = "flax") -> Arrays:
