@@ -90,18 +90,57 @@ def gradient_accumulation(n: Numbers) -> None:
     assert n.pop("strength: l1 in the loss of every part") == 4
 
 
+def per_example(n: Numbers) -> None:
+    quantiles = [n.pop(f"norm: quantile {q}%") for q in (10, 50, 90, 95, 99, 100)]
+    assert sorted(quantiles) == quantiles and 2 < quantiles[1] < 4 and quantiles[-1] > 20 * quantiles[1]
+    # 95% of the targets are right
+    assert quantiles[2] < n.pop("norm: of patients with a slipped target, least") < quantiles[4]
+    error = {name.removeprefix("test error: "): n.pop(name) for name in list(n) if name.startswith("test error: ")}
+    assert error["plain"] > error["the median for everyone"] > 0.7
+    assert error["right targets only"] < error["clipped"] < 1.05 * error["right targets only"]
+    assert error["penalty clipped"] == pytest.approx(error["clipped"], rel=0.05)
+    zeros = {name.removeprefix("exact zeros: "): n.pop(name) for name in list(n) if name.startswith("exact zeros: ")}
+    assert zeros == {"plain": 3, "clipped": 7, "right targets only": 6, "penalty clipped": 0}
+    assert n.pop("not at rest: clipped") < 1e-12
+    assert n.pop("not at rest: penalty clipped") > 0.01
+    assert 0.05 < n.pop("strength: penalty clipped") < 0.09
+    assert n.pop("l2: prox - gradient") < 1e-9  # how far 1000 steps are from the solution
+    assert 0 < n.pop("PyTorch - JAX") < 1e-12
+
+
+def checkpoint_resume(n: Numbers) -> None:
+    assert n.pop("unbroken: steps") == n.pop("resumed: steps in the file") == 2000
+    assert n.pop("stopped: exit status") == 130
+    assert 1000 < n.pop("stopped: steps in the file") < 2000
+    assert n.pop("resumed: exit status") == 0
+    # 8 members' weights with two moments each, the counts, lam, three metrics of every step
+    assert n.pop("arrays compared") == 3 * 4 + 1 + 1 + 3
+    assert n.pop("numbers compared") == 8 * (3 * (64 * 64 + 64 + 64 * 10 + 10) + 1 + 1 + 3 * 2000)
+    assert n.pop("arrays whose bits differ") == 0
+
+
 CHECKS: dict[str, Callable[[Numbers], None]] = {
     check.__name__: check
-    for check in (l1_l2_loss, weight_decay, anchored, nnx_optax, linen_optax, gradient_accumulation)
+    for check in (
+        l1_l2_loss,
+        weight_decay,
+        anchored,
+        nnx_optax,
+        linen_optax,
+        gradient_accumulation,
+        per_example,
+        checkpoint_resume,
+    )
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_prints_the_numbers_its_docstring_promises(name: str) -> None:
+def test_prints_the_numbers_its_docstring_promises(name: str, tmp_path: Path) -> None:
     assert name in CHECKS, f"examples/{name}.py: state bounds for the numbers it prints, in a function of this file"
     done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
         env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=300,
@@ -110,6 +149,43 @@ def test_prints_the_numbers_its_docstring_promises(name: str) -> None:
     numbers = {label: float(number) for label, number in re.findall(r"^(.+?)\.{2,} (\S+)$", done.stdout, re.MULTILINE)}
     CHECKS[name](numbers)
     assert not numbers, "printed, but no bound is stated"
+
+
+def test_per_example_clips_each_example_and_says_why_not_the_penalty() -> None:
+    """Against NumPy: where the clipped fit ends, and what both wings say to a penalized loss."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLIPPED_FIT],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": python_path(EXAMPLES)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    residual, torch_says, jax_says = done.stdout.splitlines()
+    assert float(residual) < 1e-10
+    assert torch_says == jax_says and "the loss is penalized; a penalty belongs to the parameters" in torch_says
+
+
+def python_path(*first: Path) -> str:
+    return os.pathsep.join([*map(str, first), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
+
+
+# In a process of its own, since the example switches JAX to float64.
+CLIPPED_FIT = """
+import numpy as np, per_example as e
+data = e.load(0)
+end = e.fit_all(e.WINGS["JAX"], data, 2.0, 1000)["ends"]["clipped"]
+w, b = end["weight"], end["bias"]
+total = np.zeros(11)
+for x, y in zip(data["x"], data["y"]):
+    g = (x @ w + b - y) * np.append(x, 1.0)
+    total += g * min(1.0, 2.0 / np.sqrt((g * g).sum()))
+g = total / len(data["y"])
+stationary = np.where(w != 0, np.abs(g[:10] + 0.1 * np.sign(w)), np.maximum(np.abs(g[:10]) - 0.1, 0))
+print(max(stationary.max(), abs(g[10])))
+print(e.refusal(e.WINGS["PyTorch"]))
+print(e.refusal(e.WINGS["JAX"]))
+"""
 
 
 def test_no_check_is_left_of_an_example_that_is_gone() -> None:
