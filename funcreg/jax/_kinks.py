@@ -18,14 +18,20 @@ def absolute(x: Array) -> Array:
     return x * jnp.sign(x)
 
 
+def scale(x: Array, axis: Sequence[int]) -> Array:
+    """The largest entry over `axis`, a constant for differentiation: divided by it no square overflows or vanishes."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axis), keepdims=True, initial=0))
+    # XLA multiplies by 1 / scale, which it flushes to 0 if it is subnormal
+    bounded = jnp.minimum(largest, 1 / float(jnp.finfo(x.dtype).tiny))
+    return jnp.where((largest == 0) | jnp.isinf(largest), 1, bounded)
+
+
 def norm(x: Array, axis: Sequence[int]) -> Array:
     """Euclidean norm over `axis`, which is kept with length 1; the derivative at 0 is 0.
 
-    Scaled by the largest entry, so that no square overflows or vanishes: 1e-30 and 1e30 are right in float32.
+    Scaled by the largest entry, so that no square overflows or vanishes: 1e-30 and 1e38 are right in float32.
     """
-    axis = tuple(axis)
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis, keepdims=True, initial=0))
-    scale = jnp.where((largest == 0) | jnp.isinf(largest), 1, largest)
-    square = jnp.sum((x / scale) ** 2, axis, keepdims=True)
+    unit = scale(x, axis)
+    square = jnp.sum((x / unit) ** 2, tuple(axis), keepdims=True)
     zero = square == 0  # NOTE [double where]
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square))) * scale
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square))) * unit

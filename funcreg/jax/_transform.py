@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from optax import GradientTransformation
@@ -235,11 +236,15 @@ def _average(decay: Any, old: Array, new: Array) -> Array:
 
 def _correction(decay: Any, count: Array, x: Array) -> Array:
     """`1 - decay**count` without the cancellation, which in float32 would put an error of 7e-6 on the step."""
+    n = count.astype(x.dtype)
     if isinstance(decay, (int, float)):
         log = math.log(decay) if decay > 0 else -math.inf
     else:
-        log = jnp.log(jnp.asarray(decay)).astype(x.dtype)
-    return -jnp.expm1(count.astype(x.dtype) * log)
+        decay = jnp.asarray(decay)
+        zero = decay == 0  # NOTE [double where] in _kinks.py
+        log = jnp.log(jnp.where(zero, 1, decay)).astype(x.dtype)
+        return jnp.where(zero, 1 - jax.lax.pow(decay.astype(x.dtype), n), -jnp.expm1(n * log))
+    return -jnp.expm1(n * log)
 
 
 def _proximal(where: str, penalty: Any, master_dtype: Any, **hyper: Any) -> Proximal:

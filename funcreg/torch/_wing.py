@@ -148,6 +148,19 @@ def concrete(value: Any) -> float | None:
     return float(value)
 
 
+def check_step(x: Tensor, step_size: Tensor) -> None:
+    """Refuse a step whose shape does not broadcast to that of `x`. TorchScript reads this."""
+    if isinstance(step_size, Tensor):  # it may be a number as well
+        fits = step_size.dim() <= x.dim()
+        for i in range(min(step_size.dim(), x.dim())):
+            fits = fits and (step_size.size(-1 - i) == 1 or step_size.size(-1 - i) == x.size(-1 - i))
+        if not fits:
+            raise ValueError(
+                f"prox: step_size must have a shape that broadcasts to that of x, {list(x.shape)}, got "
+                f"{list(step_size.shape)}"
+            )
+
+
 def settled(new: Tensor, last: Tensor) -> bool:
     """Whether an iteration has come to rest, where that can be looked at: every further step would return the same bits."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
