@@ -51,7 +51,8 @@ class Plan:
                     if axis >= len(shape) or shape[axis] != count:
                         has = f"has {shape[axis]}" if axis < len(shape) else f"has shape {shape}"
                         raise ValueError(
-                            f"ensemble: axis {axis} of {name} must have an entry for each of the {count} members; it {has}"
+                            f"ensemble: axis {axis} of {name} must have an entry for each of the {count} members; it "
+                            f"{has}"
                         )
                     del shape[axis]
                 shapes.append((name, shape))

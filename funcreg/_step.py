@@ -106,7 +106,9 @@ def _split(wing: Any, returned: Any, extra: Any) -> tuple[Any, Any]:
         raise TypeError(
             f"train_step: with has_extra=True the loss must return (scalar, new_extra), got {type(returned).__name__}"
         )
-    old, new = ({".".join(p): x for p, x in zip(*wing.paths_and_leaves(t)[:2], strict=True)} for t in (extra, returned[1]))
+    old, new = (
+        {".".join(p): x for p, x in zip(*wing.paths_and_leaves(t)[:2], strict=True)} for t in (extra, returned[1])
+    )
     for name in [*old, *new]:
         forms = [form(leaves[name]) if name in leaves else "nothing" for leaves in (old, new)]
         if forms[0] != forms[1]:

@@ -184,6 +184,8 @@ def increment(count: Array) -> Array:
 
 
 def master_copy(x: Array, dtype: Any) -> Array:
+    """A copy in the wider of two dtypes."""
+    dtype = max(dtype, jax.dtypes.canonicalize_dtype(x.dtype), key=lambda d: d.itemsize)
     return jnp.array(x, dtype)  # a copy also where the dtype is the same: both may be donated
 
 

@@ -162,7 +162,7 @@ def check_step(x: Tensor, step_size: Tensor) -> None:
 
 
 def settled(new: Tensor, last: Tensor) -> bool:
-    """Whether an iteration has come to rest, where that can be looked at: every further step would return the same bits."""
+    """Whether an iteration has come to rest, where that can be looked at: further steps would return the same bits."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
     if traced or new.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(new):
         return False
@@ -207,7 +207,8 @@ def increment(count: Tensor) -> Tensor:
 
 
 def master_copy(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.detach().to(dtype, copy=True)
+    """A copy in the wider of two dtypes."""
+    return x.detach().to(torch.promote_types(x.dtype, dtype), copy=True)
 
 
 def value_and_grad(function: Callable[..., Any], *args: Any) -> tuple[tuple[Any, Any], Any]:
