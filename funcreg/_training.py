@@ -186,7 +186,7 @@ def check_state(where: str, state: Any, expected: type) -> None:
 def check_hyper(wing: Any, where: str, name: str, value: Any, below: float = float("inf")) -> None:
     """A hyper-parameter in `[0, below)`; traced values are not checked."""
     if not (wing.is_scalar(value) and wing.is_real(value)):
-        raise TypeError(f"{where}: {name} must be a number or a 0-d array, got {value!r}")
+        raise TypeError(f"{where}: {name} must be a real number or a 0-d array, got {value!r}")
     wrong = wing.concrete(value)
     if wrong is not None and not 0 <= wrong < below:
         domain = ">= 0 and finite" if below == float("inf") else f"in [0, {below:g})"

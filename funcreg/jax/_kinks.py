@@ -21,8 +21,8 @@ def absolute(x: Array) -> Array:
 def scale(x: Array, axis: Sequence[int]) -> Array:
     """The largest entry over `axis`, a constant for differentiation: divided by it no square overflows or vanishes."""
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axis), keepdims=True, initial=0))
-    # XLA multiplies by 1 / scale, which it flushes to 0 if it is subnormal
-    bounded = jnp.minimum(largest, 1 / float(jnp.finfo(x.dtype).tiny))
+    # far below the largest float: XLA multiplies by 1 / scale, or 1 / (2 scale) for x / 2, and flushes subnormals to 0
+    bounded = jnp.minimum(largest, float(jnp.finfo(x.dtype).max) ** 0.75)
     return jnp.where((largest == 0) | jnp.isinf(largest), 1, bounded)
 
 
