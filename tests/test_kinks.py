@@ -72,9 +72,10 @@ def test_groups_of_the_largest_numbers_keep_their_direction(wing, dtype):
                     wing.grad(lambda x: functional.group_lasso(x, 1.0, [-1], "one"))(x),
                     functional.prox_group_lasso(x, 0.1, 1.0, [-1], "one"),
                     functional.prox_group_lasso(x, abs(x) / 4, 1.0, [-1], "one"),
+                    wing.grad(lambda step: (functional.prox_group_lasso(x, step, 1.0, [-1], "one") / 4).sum())(x / 8),
                 )
             )
-            value, *gradients, same, metric = wing.numpy(run(x))
+            value, *gradients, same, metric, slope = wing.numpy(run(x))
             length = np.linalg.norm(direction)
             np.testing.assert_allclose(value / largest, length / 2, rtol=1e-6)
             for gradient in gradients:
@@ -82,6 +83,7 @@ def test_groups_of_the_largest_numbers_keep_their_direction(wing, dtype):
             np.testing.assert_array_equal(same, wing.numpy(x))
             want = oracles.prox_group_lasso(direction, np.abs(direction) / 4, 1.0, [-1], "one")
             np.testing.assert_allclose(metric / largest, want, rtol=1e-5)
+            assert np.all(np.isfinite(slope) & (slope != 0))
 
 
 @each_wing

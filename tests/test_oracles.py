@@ -168,10 +168,10 @@ def test_wrong_input_is_refused_by_name(wing, record, error):
 
 
 def adversarial_groups(condition, size, scale=1.0, reach=8, count=1000):
-    """Points and thresholds that spread over `condition`, near the sphere on which a group becomes zero and far from it.
+    """Points and thresholds that spread over `condition`, near the sphere on which a group becomes zero and far off.
 
-    Newton's method takes the most steps for large groups whose entries follow their thresholds, `10^reach` outside of the
-    sphere: 13 for conditions of 1e12.
+    Newton's method takes the most steps for large groups whose entries follow their thresholds, `10^reach` outside of
+    the sphere: 13 for conditions of 1e12.
     """
     rng = np.random.default_rng(int(np.log10(condition)) + size)
     spread = np.log10(condition) / 2

@@ -77,9 +77,7 @@ def test_what_is_no_number_is_refused_as_a_step_with_its_value(wing, wrong):
     with pytest.raises((TypeError, ValueError), match=f"^(prox: )?step_size.*(got|has) .*{wrong!r}|has no leaves"):
         wing.fr.l1(1.0).prox(params, wrong)
     if wrong is True:
-        with pytest.raises(
-            TypeError, match="^prox: step_size of the leaf 'a' must be a real number or array, got True$"
-        ):
+        with pytest.raises(TypeError, match="^prox: step_size of the leaf 'a' must be a real number or .*, got True$"):
             wing.fr.l1(1.0).prox(params, {"a": True})
 
 

@@ -163,8 +163,9 @@ def check_step(x: Tensor, step_size: Tensor) -> None:
 
 def settled(new: Tensor, last: Tensor) -> bool:
     """Whether an iteration has come to rest, where that can be looked at: further steps would return the same bits."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
-    if traced or new.device.type != "cpu" or torch._C._functorch.is_functorch_wrapped_tensor(new):
+    traced = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    traced = traced or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if traced or new.device.type != "cpu" or is_functorch_wrapped_tensor(new):
         return False
     return torch.equal(new, last)
 

@@ -54,7 +54,8 @@ def grad(x: Array, lam: ArrayLike, axis: Sequence[int], group_scale: str = "sqrt
     Returns:
         Shape and dtype of `x`.
     """
-    x = x / scale(x, axis)
+    down, unit = scale(x, axis)
+    x = x * down / unit
     length = norm(x, axis)
     return x / jnp.where(length == 0, 1, length) * lam * _omega(x, axis, group_scale)
 
@@ -109,13 +110,13 @@ def _omega(x: Array, axis: Sequence[int], group_scale: str) -> float:
 
 def _metric_prox(x: Array, threshold: Array, axis: tuple[int, ...]) -> Array:
     """The prox with a threshold per coordinate; see `prox` for the equation."""
-    unit = scale(x, axis)
+    down, unit = scale(x, axis)
     # 0/0 where a coordinate has neither value nor threshold: it does not count. NaN compares false and so stays alive.
     ratio = jnp.where(x == 0, 0, x / jnp.where((x == 0) & (threshold == 0), 1, threshold))
     dead = jnp.sum(ratio**2, axis, keepdims=True) <= 1
     # NOTE [double where] in _kinks.py: dead groups take a harmless problem through the root.
-    v = jnp.where(dead, 1, x / unit)
-    theta = jnp.where(dead, 0, threshold / unit)
+    v = jnp.where(dead, 1, x * down / unit)
+    theta = jnp.where(dead, 0, threshold * down / unit)
 
     def newton(t: Array, v: Array, theta: Array) -> Array:
         r = v / (t + theta)

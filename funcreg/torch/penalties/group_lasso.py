@@ -147,7 +147,7 @@ def _metric_prox(x: Tensor, threshold: Tensor) -> Tensor:
     for _ in range(14):
         last = t
         t = torch.where(dead, one, torch.maximum(t, _newton(t, v0, threshold0)))  # rounding must not step back
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
             if settled(t, last):
                 break
     # The root's derivative is that of one Newton step at the root (implicit function theorem); a second step makes the
