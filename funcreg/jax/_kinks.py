@@ -24,7 +24,7 @@ def scale(x: Array, axis: Sequence[int]) -> tuple[Array, Array]:
     Constants for differentiation. XLA multiplies by `1 / unit` and flushes subnormals to 0, hence `down`, a power of 2.
     """
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axis), keepdims=True, initial=0))
-    down = jnp.where(largest > 1, jnp.asarray(2.0**-20, x.dtype), 1)
+    down = jnp.where(largest > 1, jnp.asarray(2.0**-4, x.dtype), 1)
     return down, jnp.where((largest == 0) | jnp.isinf(largest), 1, largest * down)
 
 
