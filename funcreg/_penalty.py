@@ -228,9 +228,9 @@ class Penalty:
         """`prox`; a training loop does not check its own steps, in which the NaN of a gradient passes through."""
         flat, bound = self.bind(params)
         wing = self.wing
+        steps = _steps(wing, flat, bound, step_size)
         if check:
             _check_steps(wing, flat, bound, params, step_size)
-        steps = _steps(wing, flat, bound, step_size)
         new = []
         for name, x, bs, step in zip(flat.names, flat.leaves, bound, steps, strict=True):
             if bs:
@@ -564,6 +564,8 @@ def _steps(wing: Any, flat: Flat, bound: Sequence[Sequence[Bound]], step_size: A
     """The step of every leaf with a part."""
     if wing.is_scalar(step_size):
         return [step_size] * len(flat.names)
+    if step_size is None or isinstance(step_size, str):
+        raise TypeError(f"prox: step_size must be a number, an array or a tree like the parameters, got {step_size!r}")
     by_name = _by_name(wing, "step_size", step_size)
     return [
         _fitting("step_size", by_name, name, x, scalar=True) if bs else None
@@ -576,15 +578,13 @@ def _check_steps(wing: Any, flat: Flat, bound: Sequence[Sequence[Bound]], params
     if wing.is_scalar(step_size):
         _check_step(wing, "prox: step_size", step_size)
         return
-    if step_size is None or isinstance(step_size, str):
-        raise TypeError(f"prox: step_size must be a number, an array or a tree like the parameters, got {step_size!r}")
     by_name = _by_name(wing, "step_size", step_size)
     more = by_name.keys() - set(flat.names)
     more = more and more - set(wing.flatten(params, scalars=True).names)
     if more:
         raise ValueError(f"prox: step_size has a leaf {min(more)!r} that the parameters do not have")
     for name, bs in zip(flat.names, bound, strict=True):
-        if bs and name in by_name:
+        if bs:
             _check_step(wing, f"prox: step_size of the leaf {name!r}", by_name[name])
 
 
