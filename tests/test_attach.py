@@ -599,7 +599,7 @@ def test_a_step_under_inference_mode_may_be_followed_by_others():
 def test_strengths_are_copied(dtype):
     lam = torch.tensor(5e-3, dtype=dtype)
     net = _net(dtype=dtype)
-    optimizer = ADAM(net.parameters(), lr=LR)
+    optimizer = SGD(net.parameters(), lr=LR)
     fr.attach(optimizer, net, fr.l1(lam))
     lam.fill_(1e9)
     assert all((p != 0).any() for p in _train(net, optimizer, range(3)).values())
