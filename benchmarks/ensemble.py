@@ -126,7 +126,7 @@ def torch_members(members: int) -> list[Variant]:
     compiled = torch.compile(pair[1], fullgraph=True)
     return [
         looped("torch: compiled step, one by one", pair[0], compiled, fr.unstack(params), fr.unstack(hyper), batch),
-        ensembled("torch: ensemble", *fr.ensemble(*pair), params, hyper, batch, 12.0),
+        ensembled("torch: ensemble", *fr.ensemble(*pair, donate=True), params, hyper, batch, 12.0),
     ]
 
 
@@ -151,7 +151,7 @@ def jax_members(members: int) -> list[Variant]:
     wait = jax.block_until_ready
     return [
         looped("jax: jitted step, one by one", pair[0], jitted, fr.unstack(params), fr.unstack(hyper), batch, wait),
-        ensembled("jax: ensemble", *fr.ensemble(*pair), params, hyper, batch, 10.0, wait),
+        ensembled("jax: ensemble", *fr.ensemble(*pair, donate=True), params, hyper, batch, 10.0, wait),
     ]
 
 
@@ -295,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         if getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be >= 1, got {getattr(args, name)}")
     families, wings = args.only or FAMILIES, args.wing or WINGS
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     where = machine(["torch", *wings], "cpu")
     console.print("\n".join(f"{key}: {value}" for key, value in where.items()), highlight=False)
     results: dict[str, list[Result]] = {}

@@ -315,8 +315,8 @@ def _selector(wing: Any, given: Any) -> Selector:
         for glob in globs:
             _selectors.check_glob(glob, "on")
         return Selector(globs=globs)
-    # a model can be called, but says nothing about a leaf
-    model = any(cls.__name__ == "Module" for cls in type(given).__mro__)
+    # A model can be called, but says nothing about a leaf. callable() first: torch.compile cannot trace __mro__.
+    model = callable(given) and any(cls.__name__ == "Module" for cls in type(given).__mro__)
     try:
         flat = wing.flatten(given, scalars=True)
     except TypeError:

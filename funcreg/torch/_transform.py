@@ -12,6 +12,7 @@ from .._training import Penalized, Proximal, check_hyper
 from . import _wing
 from ._wing import Params, Penalty, Strength
 from .optax import GradientTransformation
+from .optax._transforms import decay_correction
 
 
 class ProxSgdState(NamedTuple):
@@ -214,8 +215,8 @@ def prox_adam(
         for x, g, m, v, guard in rows:
             m = _wing.cast(b1, x) * m + _wing.cast(1 - b1, x) * g
             v = _wing.cast(b2, x) * v + _wing.cast(1 - b2, x) * g.square()
-            m_hat = m / _correction(b1, count, x)
-            v_hat = v / _correction(b2, count, x)
+            m_hat = m / decay_correction(b1, count).to(x.dtype)
+            v_hat = v / decay_correction(b2, count).to(x.dtype)
             lr = _wing.cast(rate, x)
             step = lr / (adam_metric(v_hat, v_hat.mean(), guard) + _wing.cast(eps, x))
             mu.append(m)
@@ -237,11 +238,6 @@ def _root(x: Tensor) -> Tensor:
     """sqrt with derivative 0 at 0, where nothing has moved yet; see NOTE [double where] in _kinks.py."""
     zero = x == 0
     return torch.where(zero, x, torch.where(zero, torch.ones_like(x), x).sqrt())
-
-
-def _correction(decay: Any, count: Tensor, x: Tensor) -> Tensor:
-    """`1 - decay**count`. In float32 the power alone would put an error of 7e-6 on the step."""
-    return (1 - torch.as_tensor(decay, dtype=torch.float64, device=count.device) ** count).to(x.dtype)
 
 
 def _proximal(where: str, penalty: Any, learning_rate: Any, master_dtype: Any) -> Proximal:
