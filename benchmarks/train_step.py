@@ -5,10 +5,7 @@ the step under jax.jit, and a plain PyTorch loop with `attach`. Nothing fails fo
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -21,6 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
+from _machine import machine
 
 LAM = 1e-4
 LEARNING_RATE = 1e-3
@@ -303,52 +302,11 @@ def torch_attached(widths: Sequence[int], batch: int, device: str) -> list[Varia
     return variants
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
-def machine(families: Sequence[str], device: str) -> dict[str, str]:
-    """What the numbers hold for."""
-    names = ["funcreg", "numpy", *(["torch"] if {"torch", "attach"} & {*families} else [])]
-    names += ["jax", "jaxlib", "optax"] if "jax" in families else []
-    found = {
-        "processor": processor(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "load": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in names),
-    }
-    if "torch" in names:
-        import torch
-
-        seen = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-        found["torch device"] = seen
-    if "jax" in families:
-        import jax
-
-        found["jax device"] = jax.devices()[0].device_kind
-    return found
-
-
-def version(name: str) -> str:
-    if name == "funcreg":
-        import funcreg
-
-        return funcreg.__version__  # that of the code measured, installed or not
-    return importlib.metadata.version(name)
-
-
 def show(family: str, results: Sequence[Result], console: Console) -> None:
     """One family's table."""
     table = Table(title=f"{family}: a training step over the same step without the penalty", box=box.SIMPLE_HEAD)
     for column in ("case", "ms", "without", "ratio", "quartiles", "fastest", "required", "", "compile s", "zeros"):
-        table.add_column(
-            column, justify="left" if column in ("case", "") else "right", overflow="fold", no_wrap=column == "case"
-        )
+        table.add_column(column, justify="left" if column in ("case", "") else "right", no_wrap=True)
     for r in results:
         table.add_row(
             r.case,

@@ -233,7 +233,8 @@ class Penalty:
 
         Raises:
             NoProxError: a leaf has parts whose sum has no prox here; the message names both.
-            ValueError: a negative step; a step tree that does not fit the parameters.
+            ValueError: a negative or infinite step; a step tree that does not fit the parameters.
+            TypeError: a step that is no number and no array.
         """
         return self._prox(params, step_size, check=True)
 
@@ -241,7 +242,9 @@ class Penalty:
         """`prox`; a training loop does not check its own steps, in which the NaN of a gradient passes through."""
         flat, bound = self.bind(params)
         wing = self.wing
-        steps = _steps(wing, flat, bound, step_size, check)
+        steps = _steps(wing, flat, bound, step_size)
+        if check:
+            _check_steps(wing, flat, bound, params, step_size)
         new = []
         for name, x, bs, step in zip(flat.names, flat.leaves, bound, steps, strict=True):
             if bs:
@@ -312,8 +315,8 @@ def _selector(wing: Any, given: Any) -> Selector:
         for glob in globs:
             _selectors.check_glob(glob, "on")
         return Selector(globs=globs)
-    # a model can be called, but says nothing about a leaf
-    model = any(cls.__name__ == "Module" for cls in type(given).__mro__)
+    # A model can be called, but says nothing about a leaf. callable() first: torch.compile cannot trace __mro__.
+    model = callable(given) and any(cls.__name__ == "Module" for cls in type(given).__mro__)
     try:
         flat = wing.flatten(given, scalars=True)
     except TypeError:
@@ -506,12 +509,26 @@ def align(wing: Any, where: str, params: Any, **trees: Any) -> tuple[Flat, dict[
         by_name = _by_name(wing, f"{where}: {what}", tree, scalars=False)
         for name in by_name:
             if name not in names:
-                raise ValueError(f"{where}: {what} has a leaf {name!r} that the parameters do not have")
+                there = name in wing.flatten(params, scalars=True).names
+                reason = "is no floating-point array in the parameters" if there else "the parameters do not have"
+                raise ValueError(f"{where}: {what} has a leaf {name!r} that {reason}")
+        for name in names - by_name.keys():
+            _refuse_none(wing, f"{where}: {what}", tree, name)
         lists[what] = [
             _fitting(f"{where}: {what}", by_name, name, x, scalar=False)
             for name, x in zip(flat.names, flat.leaves, strict=True)
         ]
     return flat, lists
+
+
+def _refuse_none(wing: Any, what: str, tree: Any, name: str) -> None:
+    """Say so if a leaf is missing because it is None, as `.grad` of what took no part in a loss is."""
+    paths, leaves, _ = wing.paths_and_leaves(tree)
+    if any(leaf is None and _selectors.leaf_name(path) == name for path, leaf in zip(paths, leaves, strict=True)):
+        raise ValueError(
+            f"{what}: the leaf {name!r} is None; give it zeros if it took no part in the loss, or leave it out of the "
+            "parameters if it is not trained"
+        )
 
 
 # --- one leaf ---
@@ -568,25 +585,38 @@ def guard_leaf(wing: Any, x: Any, bound: Sequence[Bound]) -> Any:
     return abs(grad_leaf(wing, x, [b for b in bound if b.rule.grad]))
 
 
-def _steps(wing: Any, flat: Flat, bound: Sequence[Sequence[Bound]], step_size: Any, check: bool) -> list[Any]:
+def _steps(wing: Any, flat: Flat, bound: Sequence[Sequence[Bound]], step_size: Any) -> list[Any]:
+    """The step of every leaf with a part."""
     if wing.is_scalar(step_size):
-        if check:
-            _check_step(wing, "prox: step_size", step_size)
         return [step_size] * len(flat.names)
+    if step_size is None or isinstance(step_size, str):
+        raise TypeError(f"prox: step_size must be a number, an array or a tree like the parameters, got {step_size!r}")
     by_name = _by_name(wing, "step_size", step_size)
-    steps = []
-    for name, x, bs in zip(flat.names, flat.leaves, bound, strict=True):
-        step = _fitting("step_size", by_name, name, x, scalar=True) if bs else None
-        if check and step is not None:
-            _check_step(wing, f"prox: step_size of the leaf {name!r}", step)
-        steps.append(step)
-    return steps
+    return [
+        _fitting("step_size", by_name, name, x, scalar=True) if bs else None
+        for name, x, bs in zip(flat.names, flat.leaves, bound, strict=True)
+    ]
+
+
+def _check_steps(wing: Any, flat: Flat, bound: Sequence[Sequence[Bound]], params: Any, step_size: Any) -> None:
+    """Refuse what is no step, by name; a leaf of the parameters that was passed over may have one."""
+    if wing.is_scalar(step_size):
+        _check_step(wing, "prox: step_size", step_size)
+        return
+    by_name = _by_name(wing, "step_size", step_size)
+    more = by_name.keys() - set(flat.names)
+    more = more and more - set(wing.flatten(params, scalars=True).names)
+    if more:
+        raise ValueError(f"prox: step_size has a leaf {min(more)!r} that the parameters do not have")
+    for name, bs in zip(flat.names, bound, strict=True):
+        if bs:
+            _check_step(wing, f"prox: step_size of the leaf {name!r}", by_name[name])
 
 
 def _check_step(wing: Any, what: str, step: Any) -> None:
-    wrong = wing.concrete(step)
-    if wrong is not None and not wrong >= 0:
-        raise ValueError(f"{what} must be >= 0, got {wrong:g}")
+    if not wing.is_real(step):
+        raise TypeError(f"{what} must be a real number or array, got {step!r}")
+    check_domain(wing, what, step)
 
 
 # NOTE [the prox of a sum]

@@ -59,12 +59,15 @@ def add_penalty_gradient(penalty_class: type[Penalty], penalty: Any) -> tuple[Ca
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, AddPenaltyGradientState]:
         check_params(where, params)
+        check_state(where, state, AddPenaltyGradientState)
         current = at(penalty_class, where, penalty, state.count)
         current.check_grad(where)
-        flat, leaves = _penalty.align(wing, where, params, updates=updates, gradient=current.grad(params))
-        pairs = zip(map(wing.upcast, leaves["updates"]), leaves["gradient"], strict=True)
-        sums = [u + wing.cast(g, u) for u, g in pairs]
-        new = [wing.downcast(s, u) for s, u in zip(sums, leaves["updates"], strict=True)]
+        flat, leaves = _penalty.align(wing, where, params, updates=updates)
+        new = []
+        for x, u, bound in zip(flat.leaves, leaves["updates"], current.bind(params)[1], strict=True):
+            up = wing.upcast(u)
+            # of the upcast parameter: small gradients of half precision would vanish before they are added
+            new.append(wing.downcast(up + wing.cast(_penalty.grad_leaf(wing, wing.upcast(x), bound), up), u))
         return flat.rebuild_zeros(new), AddPenaltyGradientState(wing.increment(state.count))
 
     return init, update
@@ -90,7 +93,7 @@ class Proximal:
         flat = wing.flatten(params)
         if isinstance(self.penalty, Penalty):
             self.penalty.check_prox(params)
-        self._check_precision(flat)
+        self._check_leaves(flat)
         if self.master_dtype is None:
             return flat, flat.leaves, ()
         copies = [wing.master_copy(x, self.master_dtype) for x in flat.leaves]
@@ -103,7 +106,7 @@ class Proximal:
         if self.master_dtype is not None:
             trees["master"] = state.master
         flat, lists = _penalty.align(wing, self.where, params, updates=updates, **trees)
-        self._check_precision(flat)
+        self._check_leaves(flat)
         points = lists.pop("master", flat.leaves)
         grads = [wing.downcast(g, x) for g, x in zip(lists.pop("updates"), points, strict=True)]
         return Opened(wing, at(self.penalty_class, self.where, self.penalty, state.count), flat, points, grads, lists)
@@ -116,7 +119,7 @@ class Proximal:
         updates = flat.rebuild_zeros([y - wing.cast(x, y) for y, x in zip(new, flat.leaves, strict=True)])
         return updates, () if self.master_dtype is None else flat.rebuild_zeros(new)
 
-    def _check_precision(self, flat: Flat) -> None:
+    def _check_leaves(self, flat: Flat) -> None:
         for name, x in zip(flat.names, flat.leaves, strict=True):
             if self.penalty_class.wing.is_complex(x):
                 raise TypeError(
@@ -124,8 +127,6 @@ class Proximal:
                     "imaginary parts as a last axis of two, or train the leaf with another transformation"
                 )
         if self.master_dtype is not None:
-            if self.master_dtype.itemsize < 4:
-                raise ValueError(f"{self.where}: master_dtype must have 32 bits or more, got {self.master_dtype}")
             return
         for name, x in zip(flat.names, flat.leaves, strict=True):
             if x.dtype.itemsize < 4:
@@ -175,18 +176,41 @@ def check_params(where: str, params: Any) -> None:
         raise ValueError(f"{where}: update needs the parameters: call update(updates, state, params)")
 
 
+def check_state(where: str, state: Any, expected: type) -> None:
+    if not isinstance(state, expected):
+        raise TypeError(
+            f"{where}: state must be a {expected.__name__}, got {type(state).__name__}; call init(params) first"
+        )
+
+
 def check_hyper(
     wing: Any, where: str, name: str, value: Any, below: float = float("inf"), allow_inf: bool = False
 ) -> None:
-    """A hyper-parameter in `[0, below)`; schedules and traced values are not checked."""
-    if callable(value) and not hasattr(value, "shape"):
-        return
-    if isinstance(value, bool) or not wing.is_scalar(value):
-        raise TypeError(f"{where}: {name} must be a number or a 0-d array, got {value!r}")
+    """A hyper-parameter in `[0, below)`; traced values are not checked."""
+    if not (wing.is_scalar(value) and wing.is_real(value)):
+        raise TypeError(f"{where}: {name} must be a real number or a 0-d array, got {value!r}")
     wrong = wing.concrete(value)
     if wrong is not None and not (0 <= wrong < below or (allow_inf and wrong == below)):
         domain = ">= 0 and finite" if below == float("inf") else f"in [0, {below:g})"
         raise ValueError(f"{where}: {name} must be {domain}, got {wrong:g}")
+
+
+def rate_at(wing: Any, where: str, learning_rate: Any, count: Any) -> Any:
+    """The learning rate at a step count."""
+    if not callable(learning_rate):
+        return learning_rate
+    rate = learning_rate(count)
+    check_hyper(wing, where, "the result of the schedule learning_rate", rate)
+    return rate
+
+
+def check_master_dtype(where: str, master_dtype: Any, floating: bool) -> None:
+    if not floating:
+        raise TypeError(
+            f"{where}: master_dtype must be a real floating-point dtype such as float32, got {master_dtype}"
+        )
+    if master_dtype.itemsize < 4:
+        raise ValueError(f"{where}: master_dtype must have 32 bits or more, got {master_dtype}")
 
 
 def check_scalar(where: str, loss: Any, advice: str) -> None:

@@ -574,6 +574,93 @@ def test_a_group_that_is_added_later_is_penalized_too():
         optimizer.step()
 
 
+def test_a_layer_that_is_added_later_is_penalized_too():
+    net, optimizer, _ = _attached(MAKERS["Adam"], fr.l1(0.3))
+    _train(net, optimizer, range(3))
+    net.append(nn.Linear(3, 3, dtype=torch.float64))
+    optimizer.add_param_group({"params": net[-1].parameters()})
+    after = _train(net, optimizer, range(3, 60))
+    assert set(after) > set(_values(_net()))
+    assert all((after[name] == 0).any() for name in ("hidden.weight", "3.weight"))
+
+
+def test_a_step_under_inference_mode_may_be_followed_by_others():
+    results = []
+    for mode in (torch.inference_mode, torch.no_grad):
+        net, optimizer, _ = _attached(lambda p: SGD(p, lr=0.1), fr.l1(0.05))
+        _loss(net, 0).backward()
+        with mode():
+            optimizer.step()
+        results.append(_train(net, optimizer, range(1, 10)))
+    _assert_equal(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_strengths_are_copied(dtype):
+    lam = torch.tensor(5e-3, dtype=dtype)
+    net = _net(dtype=dtype)
+    optimizer = SGD(net.parameters(), lr=LR)
+    fr.attach(optimizer, net, fr.l1(lam))
+    lam.fill_(1e9)
+    assert all((p != 0).any() for p in _train(net, optimizer, range(3)).values())
+
+
+def test_rates_and_betas_may_be_tensors_with_one_entry():
+    penalty = fr.l1(5e-3) + fr.group_lasso(1e-2, per="input").on("*.weight")
+    for make in (
+        lambda p, number: SGD(p, lr=number(0.1), momentum=0.9),
+        lambda p, number: ADAM(p, lr=number(0.01), betas=(number(0.8), number(0.9))),
+        lambda p, number: RMSPROP(p, lr=number(0.01)),
+    ):
+        results = []
+        for number in (float, lambda x: torch.tensor([x], dtype=torch.float64)):
+            net = _net()
+            optimizer = make(net.parameters(), number)
+            fr.attach(optimizer, net, penalty)
+            results.append(_train(net, optimizer, range(20)))
+        _assert_close(*results)
+
+
+@pytest.mark.parametrize("how", ["attach later", "load a plain run"])
+def test_the_momentum_of_a_plain_run_has_weights_of_its_own(how):
+    # torch takes the first gradient of a run into the buffer whole, and all others with 1 - dampening
+    make = lambda p: SGD(p, lr=LR, momentum=0.9, dampening=0.5)  # noqa: E731
+    net = _net()
+    optimizer = make(net.parameters())
+    _train(net, optimizer, range(2))
+    if how == "load a plain run":
+        plain, optimizer = optimizer.state_dict(), make(net.parameters())
+        fr.attach(optimizer, net, fr.l1(5e-3))
+        optimizer.load_state_dict(plain)
+    else:
+        fr.attach(optimizer, net, fr.l1(5e-3))
+    for scale in (0.5, 0.95):
+        _train(net, optimizer, range(1))
+        assert {state["prox_scale"] for state in optimizer.state.values()} == {scale}
+    for state in optimizer.state.values():  # a restart
+        state["momentum_buffer"] = None
+    _train(net, optimizer, range(1))
+    assert {state["prox_scale"] for state in optimizer.state.values()} == {1}
+
+
+def test_a_second_remove_does_nothing():
+    net, optimizer, first = _attached(lambda p: SGD(p, lr=LR, momentum=0.9))
+    first.remove()
+    fr.attach(optimizer, net, fr.l1(5e-3))
+    _train(net, optimizer, range(3))
+    first.remove()
+    assert all(state["prox_scale"] == pytest.approx(2.71) for state in optimizer.state.values())
+
+
+@each_maker
+def test_a_copy_is_attached_again(make):
+    net, optimizer, _ = _attached(make)
+    _train(net, optimizer, range(3))
+    twin, copied = copy.deepcopy((net, optimizer))
+    fr.attach(copied, twin, fr.l1(5e-3))
+    _assert_equal(_train(twin, copied, range(3, 20)), _train(net, optimizer, range(3, 20)))
+
+
 # --- refusals ---
 
 
@@ -627,6 +714,31 @@ def test_half_precision_parameters_are_refused_with_the_remedy():
             fr.attach(ADAM(net.parameters()), net, fr.l1(0.1))
         net.head.float()  # leaves without a part may have any dtype
         fr.attach(ADAM(net.parameters()), net, fr.l1(0.1).on("head"))
+
+
+@each_maker
+def test_parameters_cast_to_half_precision_later_are_refused_before_anything_moves(make):
+    for steps in (0, 2):
+        net, optimizer, _ = _attached(make)
+        if steps:
+            _train(net, optimizer, range(steps))
+        net.half()
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        before = _values(net)
+        with pytest.raises(ValueError, match="attach: the leaf 'hidden.weight' is torch.float16, in which"):
+            optimizer.step()
+        _assert_equal(_values(net), before)
+
+
+def test_a_penalty_assigned_later_is_refused_as_the_first_one_is():
+    net = _net()
+    handle = fr.attach(ADAM(net.head.parameters()), net, fr.l1(0.1).on("head"))
+    two = fr.group_lasso(0.1, per="input") + fr.group_lasso(0.1, per="output")
+    for wrong, error in ((fr.l1(0.1).on("hidden"), ValueError), (two, fr.NoProxError), (0.1, TypeError)):
+        with pytest.raises(error):
+            handle.penalty = wrong
+        assert repr(handle.penalty) == "l1(0.1) on 'head'"
 
 
 def test_what_else_is_refused():

@@ -4,6 +4,7 @@ import inspect
 import warnings
 from functools import cache
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -108,6 +109,24 @@ def test_leaf_functions_are_what_the_penalty_lifts_to_trees(wing, case):
 
         for got, want in wing.numpy(wing.quick(run)(x)):
             np.testing.assert_allclose(got, want, rtol=4 * oracles.ULP, atol=4 * oracles.ULP)
+
+
+@each_wing
+@pytest.mark.parametrize("name", ["l1", "l2", "elastic_net", "group_lasso"])
+def test_a_step_must_broadcast_to_the_point(wing, name):
+    rest = {"elastic_net": (0.1, 0.2), "group_lasso": (0.1, [-2, -1])}.get(name, (0.1,))
+    prox = getattr(wing.fr.functional, f"prox_{name}")
+    rng = np.random.default_rng(0)
+    x, step = wing.array(rng.standard_normal((3, 2, 2))), rng.random((3, 2, 2))
+    with jax.numpy_rank_promotion("allow"):
+        for cut in (np.s_[:1], np.s_[0], np.s_[:, :1], np.s_[0, 0]):
+            narrow = np.broadcast_to(step[cut], step.shape)
+            got, want = prox(x, wing.array(step[cut]), *rest), prox(x, wing.array(narrow), *rest)
+            np.testing.assert_allclose(wing.numpy(got), wing.numpy(want), rtol=1e-6)
+    for shape in ((4, 3, 2, 2), (1, 4), (1, 3, 2, 2), (2,) * 2 + (3,), (5,)):
+        message = rf"prox: step_size must have a shape that broadcasts to that of x, \[3, 2, 2\], got \[{shape[0]}"
+        with pytest.raises(ValueError, match=message):
+            prox(x, wing.array(np.ones(shape)), *rest)
 
 
 @each_wing

@@ -57,6 +57,50 @@ def test_the_norm_of_a_group_neither_overflows_nor_vanishes_in_float32(wing, sca
         np.testing.assert_allclose(gradient, [[1.2, -1.6], [0.0, 0.0], [0.0, 2.0]], rtol=1e-6)
 
 
+@each_wing
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_groups_of_the_largest_numbers_keep_their_direction(wing, dtype):
+    functional, largest = wing.fr.functional, float(np.finfo(dtype).max)
+    with wing.precision(dtype):
+        for direction in ([0.6, -0.8], [0.1, 0.01], [-0.5, 0.5]):
+            direction = np.array([direction])
+            x = wing.array(largest * direction, dtype)
+            run = wing.quick(
+                lambda x: (
+                    functional.group_lasso(x / 2, 1.0, [-1], "one"),
+                    functional.grad_group_lasso(x, 1.0, [-1], "one"),
+                    wing.grad(lambda x: functional.group_lasso(x, 1.0, [-1], "one"))(x),
+                    functional.prox_group_lasso(x, 0.1, 1.0, [-1], "one"),
+                    functional.prox_group_lasso(x, abs(x) / 4, 1.0, [-1], "one"),
+                    wing.grad(lambda step: (functional.prox_group_lasso(x, step, 1.0, [-1], "one") / 4).sum())(x / 8),
+                )
+            )
+            value, *gradients, same, metric, slope = wing.numpy(run(x))
+            length = np.linalg.norm(direction)
+            np.testing.assert_allclose(value / largest, length / 2, rtol=1e-6)
+            for gradient in gradients:
+                np.testing.assert_allclose(gradient, direction / length, rtol=1e-6)
+            np.testing.assert_array_equal(same, wing.numpy(x))
+            want = oracles.prox_group_lasso(direction, np.abs(direction) / 4, 1.0, [-1], "one")
+            np.testing.assert_allclose(metric / largest, want, rtol=1e-5)
+            assert np.all(np.isfinite(slope) & (slope != 0))
+
+
+@each_wing
+def test_the_prox_moves_with_its_strength_and_its_step_from_zero_on(wing):
+    f = wing.fr.functional
+    with wing.precision("float64"):
+        x, zero = wing.array([2.0, -2.0, 0.0], "float64"), wing.leaf(np.array(0.0), "float64")
+        for prox in (
+            lambda step, lam: f.prox_l1(x, step, lam),
+            lambda step, lam: f.prox_elastic_net(x, step, lam, 0.0 * lam),
+            lambda step, lam: (wing.fr.l1(lam) + wing.fr.l2(0.0)).prox({"w": x}, step)["w"],
+        ):
+            for jacobian in (wing.jacrev, wing.jacfwd):
+                for function in (lambda lam, prox=prox: prox(0.5, lam), lambda step, prox=prox: prox(step, 0.5)):
+                    np.testing.assert_array_equal(wing.numpy(jacobian(function)(zero)), [-0.5, 0.5, 0])
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if "per" not in c.options], ids=str)  # layouts differ by wing
 def test_both_wings_have_the_same_derivatives_at_kinks(case):
     """Of the value and of both proxes, with respect to the parameters and to the strengths."""

@@ -475,6 +475,32 @@ def test_a_master_copy_in_half_precision_is_refused(wing):
 
 
 @each_wing
+def test_a_master_dtype_must_be_a_real_floating_one(wing):
+    types = torch if wing is TORCH else jnp
+    for wrong in (types.int64, types.int32, types.complex64, types.bool if wing is TORCH else types.bool_, "nonsense"):
+        with pytest.raises(TypeError, match="prox_adam: master_dtype must be a .*such as .*float32, got"):
+            wing.fr.prox_adam(0.1, wing.fr.l1(0.1), master_dtype=wrong)
+
+
+@each_wing
+def test_a_master_dtype_does_not_narrow_a_wider_leaf(wing):
+    with wing.precision("float64"):
+        params = {"half": wing.array([1.0, 1.0], "float16"), "double": wing.array([0.123456789012], "float64")}
+        master = torch.float32 if wing is TORCH else jnp.float32
+        zeros = {"half": wing.array([0.0, 0.0], "float16"), "double": wing.array([0.0], "float64")}
+        for make, lam in ((wing.fr.prox_sgd, 10.0), (wing.fr.prox_adam, 0.123456789012)):
+            transformation = make(1.0, wing.fr.l1(lam), master_dtype=master)
+            state = transformation.init(params)
+            assert {name: dtype_name(x) for name, x in state.master.items()} == {"half": "float32", "double": "float64"}
+            updates, state = transformation.update(zeros, state, params)
+            assert {name: dtype_name(x) for name, x in updates.items()} == {"half": "float32", "double": "float64"}
+            with jax.numpy_dtype_promotion("standard"):  # optax adds updates of another dtype
+                new = OPTAX[wing.name].apply_updates(params, updates)
+            assert {name: dtype_name(x) for name, x in new.items()} == {"half": "float16", "double": "float64"}
+            assert float(new["double"][0]) == 0
+
+
+@each_wing
 def test_float32_stays_float32_beside_wider_hyper_parameters(wing):
     with wing.precision("float64"):
         wide = wing.array(np.array(0.1), "float64")
@@ -602,6 +628,59 @@ def test_hyper_parameters_out_of_their_domain_are_refused(wing, name, value):
         wing.fr.prox_adam(**{**arguments, name: value})
     with pytest.raises(ValueError, match=rf"prox_adam: {name} must be .*, got {value:g}"):
         wing.fr.prox_adam(**{**arguments, name: wing.array(np.array(value))})
+
+
+@each_wing
+@pytest.mark.parametrize("name", ["b1", "b2", "eps", "weight_decay", "momentum"])
+def test_what_takes_no_schedule_says_so_by_name(wing, name):
+    make = wing.fr.prox_sgd if name == "momentum" else wing.fr.prox_adam
+    with pytest.raises(TypeError, match=rf"{make.__name__}: {name} must be a real number or a 0-d array, got <fun"):
+        make(0.1, wing.fr.l1(0.1), **{name: lambda count: 0.9})
+    imaginary = torch.tensor(1j) if wing is TORCH else jnp.asarray(1j)
+    for wrong in (imaginary, 1j, True, "0.9"):
+        with pytest.raises(TypeError, match=f"{make.__name__}: {name} must be a real number"):
+            make(0.1, wing.fr.l1(0.1), **{name: wrong})
+
+
+@each_wing
+@pytest.mark.parametrize("transformation", ["prox_adam", "prox_sgd"])
+def test_the_result_of_a_schedule_is_checked_by_name(wing, transformation):
+    params = wing.array({"w": np.ones(2)})
+    make = getattr(wing.fr, transformation)
+    for wrong, error, text in (
+        (None, TypeError, "None"),
+        ("0.1", TypeError, "'0.1'"),
+        (wing.array([0.1, 0.1]), TypeError, ""),
+        (-0.1, ValueError, "-0.1"),
+        (wing.array(np.array(-0.1)), ValueError, "-0.1"),
+        (float("nan"), ValueError, "nan"),
+    ):
+        rule = make(lambda count, wrong=wrong: wrong, wing.fr.l1(0.1))
+        state = rule.init(params)
+        message = rf"{transformation}: the result of the schedule learning_rate must be .*, got .*{text}"
+        with pytest.raises(error, match=message):
+            rule.update(params, state, params)
+
+
+@each_wing
+@pytest.mark.parametrize("name", ["b1", "b2"])
+def test_a_decay_of_zero_has_its_derivative(wing, name):
+    with wing.precision("float64"):
+        start, target = (wing.array(np.linspace(*ends, 6), "float64") for ends in ((-1, 1), (0.3, -2)))
+
+        def run(decay):
+            rule = wing.fr.prox_adam(0.1, wing.fr.l1(0.3), **{"b1": 0.9, "b2": 0.99, name: decay})
+            state, w = rule.init(start), start
+            for _ in range(3):
+                updates, state = rule.update(w - target, state, w)
+                w = w + updates
+            return (w**2).sum()
+
+        number = lambda value: wing.leaf(np.array(value), "float64")  # noqa: E731
+        slope = float(_fast(wing, wing.grad(run))(number(0.0)))
+        quotient = (float(run(number(1e-6))) - float(run(number(0.0)))) / 1e-6
+        assert abs(slope) > 1e-3
+        assert slope == pytest.approx(quotient, rel=1e-4)
 
 
 @each_wing

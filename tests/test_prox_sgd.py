@@ -285,7 +285,7 @@ def test_what_it_refuses(wing):
             fr.prox_sgd(0.1, fr.l1(0.1), momentum=momentum)
     with pytest.raises(ValueError, match="prox_sgd: learning_rate must be >= 0 and finite, got -0.1"):
         fr.prox_sgd(-0.1, fr.l1(0.1))
-    with pytest.raises(TypeError, match="prox_sgd: learning_rate must be a number or a 0-d array, got"):
+    with pytest.raises(TypeError, match="prox_sgd: learning_rate must be a real number or a 0-d array, got"):
         fr.prox_sgd(wing.array(np.ones(2)), fr.l1(0.1))
     with pytest.raises(fr.NoProxError, match="l1 and non_negative .* 'w'"):
         fr.prox_sgd(0.1, fr.l1(0.1) + fr.non_negative()).init(wing.array({"w": np.ones(2)}))

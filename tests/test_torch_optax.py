@@ -563,6 +563,10 @@ def test_wrong_calls_say_what_to_do():
         fo.adamw(0.1).update(params, fo.adamw(0.1).init(params))
     with pytest.raises(ValueError, match=r"chain: state must have 2 parts, got 1"):
         fo.adam(0.1).update(params, (fo.EmptyState(),), params)
+    with pytest.raises(TypeError, match=r"chain: state must be a tuple of 2 states, got dict; call init\(params\)"):
+        fo.adam(0.1).update(params, {"a": 1, "b": 2}, params)
+    with pytest.raises(TypeError, match=r"chain: argument 1 must be a transformation \(init, update\), got 0.1"):
+        fo.chain(fo.sgd(0.1), 0.1)
     with pytest.raises(ValueError, match=r"mask has nothing at 'layer.b', where params has a tensor of shape \(2,\)"):
         fo.adamw(0.1, mask={"w": True, "layer": {"g": True}}).init(params)
     with pytest.raises(ValueError, match="add_decayed_weights: mask must hold Python bools only"):
@@ -573,6 +577,11 @@ def test_wrong_calls_say_what_to_do():
         fo.warmup_cosine_decay_schedule(0.0, 1.0, 5, 5)
     with pytest.raises(ValueError, match="MultiSteps: every_k_schedule must be >= 1, got 0"):
         fo.MultiSteps(fo.sgd(1.0), 0)
+    with pytest.raises(ValueError, match="MultiSteps: every_k_schedule must be >= 1, got 0"):
+        fo.MultiSteps(fo.sgd(1.0), torch.tensor(0))
+    for wrong in (2.5, "2", None, True, torch.tensor(2.5), torch.tensor([2])):
+        with pytest.raises(TypeError, match="MultiSteps: every_k_schedule must be an int, a 0-d tensor of integers or"):
+            fo.MultiSteps(fo.sgd(1.0), wrong)
     multi = fo.MultiSteps(fo.sgd(1.0), 2, should_skip_update_fn=lambda *_: (False, ()))
     with pytest.raises(ValueError, match="should_skip_update_fn must return a 0-d bool tensor first, got bool"):
         multi.update(params, multi.init(params), params)

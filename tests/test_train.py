@@ -220,9 +220,9 @@ def batch_axes_case(wing, which):
 
 
 @each_wing
-@pytest.mark.parametrize("chunk", [None, 5, 16, 100])
+@pytest.mark.parametrize(("chunk", "donate"), [(None, False), (5, False), (5, True), (16, False), (100, True)])
 @pytest.mark.parametrize("which", ["bagging", "some shared", "last axis"])
-def test_batches_shared_and_per_member_in_chunks(wing, which, chunk):
+def test_batches_shared_and_per_member_in_chunks(wing, which, chunk, donate):
     with wing.precision("float64"):
         axes, batch, of_member = batch_axes_case(wing, which)
         params, hyper, _ = problem(wing)
@@ -240,7 +240,7 @@ def test_batches_shared_and_per_member_in_chunks(wing, which, chunk):
             for _ in range(2):
                 state, _ = step(state, own, *of_member(i))
             ends.append(state)
-        init, step = wing.fr.ensemble(init, step, batch_axes=axes, chunk=chunk, compiled=wing is JAX)
+        init, step = wing.fr.ensemble(init, step, batch_axes=axes, chunk=chunk, compiled=wing is JAX, donate=donate)
         state = init(params, hyper)
         for _ in range(2):
             state, metrics = step(state, hyper, *batch)
@@ -320,6 +320,7 @@ def test_a_compiled_step_is_compiled_once(wing):
 
     pair = wing.fr.train_step(loss, lambda h: wing.fr.prox_adam(h["lr"], wing.fr.l1(h["strength"])))
     init, step = wing.fr.ensemble(*pair)
+    donating = wing.fr.ensemble(*pair, donate=True)[1]
     eager = wing.fr.ensemble(*pair, compiled=False)[1]
     with inductor() if wing is TORCH else nullcontext():
         torch._dynamo.utils.counters.clear()
@@ -337,7 +338,14 @@ def test_a_compiled_step_is_compiled_once(wing):
         for i in range(4):
             own = {"lr": 0.01 * (i + 1), "strength": hyper["strength"] / (i + 1), "momentum": hyper["momentum"]}
             slow, _ = eager(slow, own, batch)
-    assert_near(wing, state, slow, 1e-6)
+        assert_near(wing, state, slow, 1e-6)
+        # in the memory of the state that is passed in
+        want, _ = eager(state, hyper, batch)
+        before = {name: x.data_ptr() if wing is TORCH else x for name, x in wing.fr.to_flat(state).items()}
+        after, _ = donating(state, hyper, batch)
+        assert_near(wing, after, want, 1e-6)
+        for name, x in wing.fr.to_flat(after).items():
+            assert x.data_ptr() == before[name] if wing is TORCH else before[name].is_deleted()
 
 
 @each_wing

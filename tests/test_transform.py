@@ -260,6 +260,15 @@ def test_penalty_gradient_keeps_the_dtype_of_the_updates(wing):
 
 
 @each_wing
+def test_penalty_gradient_is_added_before_it_is_rounded_to_half_precision(wing):
+    params = wing.array({"w": np.full(2, 2.0**-10)}, "float16")
+    transformation = wing.fr.add_penalty_gradient(wing.fr.l2(2.0**-17))
+    updates, _ = transformation.update(wing.array({"w": np.zeros(2)}), transformation.init(params), params)
+    np.testing.assert_array_equal(wing.numpy(updates["w"]), 2.0**-27)  # 0 in float16
+    assert dtype_name(updates["w"]) == "float32"
+
+
+@each_wing
 def test_penalty_gradient_refuses_indicators_when_it_is_built(wing):
     fr = wing.fr
     with pytest.raises(fr.NoGradError, match="add_penalty_gradient: non_negative"):
@@ -331,6 +340,37 @@ def test_trees_that_do_not_match_name_the_first_leaf_that_differs(wing, make):
         other = transformation.init({"hidden": {"weight": array(2, 2)}, "bias": array(4)})
         with pytest.raises(ValueError, match=r"prox_adam: mu: the leaf 'hidden.weight' .* \(3, 4\), got \(2, 2\)"):
             transformation.update(params, other, params)
+
+
+@each_wing
+def test_a_gradient_that_is_none_is_refused_with_the_remedy(wing, make):
+    params = wing.array({"a": np.ones(2), "b": np.ones(2)})
+    transformation = make(wing.fr, wing.fr.l1(0.1))
+    # JAX's pytrees have no leaf there
+    reason = "is None; give it zeros" if wing is TORCH else "of the parameters is missing"
+    with pytest.raises(ValueError, match=f"{make.name}: updates: the leaf 'b' {reason}"):
+        transformation.update({"a": params["a"], "b": None}, transformation.init(params), params)
+
+
+@each_wing
+def test_updates_for_a_leaf_that_is_passed_over_are_refused_with_the_reason(wing, make):
+    params = {**wing.array({"w": np.ones(2)}), "i": wing.array([0, 1], "int32")}
+    transformation = make(wing.fr, wing.fr.l1(0.1))
+    state = transformation.init(params)
+    wrong = wing.array({"w": np.ones(2), "i": np.zeros(2)})
+    with pytest.raises(ValueError, match=f"{make.name}: updates has a leaf 'i' that is no floating-point array in the"):
+        transformation.update(wrong, state, params)
+    right = {**wrong, "i": wing.array([0, 0], "int32")}
+    assert transformation.update(right, state, params)[0].keys() == {"w", "i"}
+
+
+@each_wing
+def test_a_state_of_something_else_says_what_to_call(wing, make):
+    params = wing.array({"w": np.ones(2)})
+    transformation = make(wing.fr, wing.fr.l1(0.1))
+    for wrong in (params, None, ()):
+        with pytest.raises(TypeError, match=rf"{make.name}: state must be a \w+State, got \w+; call init\(params\)"):
+            transformation.update(params, wrong, params)
 
 
 @each_wing

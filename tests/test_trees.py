@@ -30,7 +30,6 @@ def test_a_step_per_leaf_and_per_coordinate(wing):
         {"a": wing.array([1.0, 3.0]), "b": {"c": 2.0}},
         {"a": wing.array([1.0, 3.0]), "b": {"c": 2}},
         {"b": {"c": 2.0}, "a": wing.array([1.0, 3.0])},
-        {"a": wing.array([1.0, 3.0]), "b": {"c": 2.0}, "more": 7.0},
     ):
         new = wing.numpy(penalty.prox(params, steps))
         np.testing.assert_array_equal(new["a"], [2, -1])
@@ -57,6 +56,10 @@ def test_a_step_tree_that_does_not_fit_is_refused_by_the_first_leaf(wing):
     for wrong in ([1.0], [1.0, 2.0, 3.0]):
         with pytest.raises(ValueError, match=r"^step_size: the leaf 'a' must have the parameter's shape \(2,\), got"):
             prox(params, {"a": wing.array(wrong), "b": 1.0})
+    with pytest.raises(ValueError, match="^prox: step_size has a leaf 'typo' that the parameters do not have$"):
+        prox(params, {"a": 1.0, "b": 1.0, "typo": 1.0})
+    new = prox({**params, "n": 3}, {"a": 1.0, "b": 1.0, "n": 0})  # that of a leaf that is passed over
+    assert (float(new["a"][0]), new["n"]) == (2, 3)
 
 
 @pytest.mark.parametrize("wrong", ["0.1", None, [0.1], "array"], ids=repr)
@@ -65,6 +68,29 @@ def test_what_is_no_step_size_is_refused_by_name(wing, wrong):
     wrong = wing.array([0.1]) if wrong == "array" else wrong
     with pytest.raises((TypeError, ValueError), match="^(prox: )?step_size"):
         wing.fr.l1(1.0).prox({"a": wing.array([3.0, 1.0])}, wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, "x", True, 1j], ids=repr)
+@each_wing
+def test_what_is_no_number_is_refused_as_a_step_with_its_value(wing, wrong):
+    params = {"a": wing.array([3.0, 1.0])}
+    with pytest.raises((TypeError, ValueError), match=f"^(prox: )?step_size.*(got|has) .*{wrong!r}|has no leaves"):
+        wing.fr.l1(1.0).prox(params, wrong)
+    if wrong is True:
+        with pytest.raises(TypeError, match="^prox: step_size of the leaf 'a' must be a real number or .*, got True$"):
+            wing.fr.l1(1.0).prox(params, {"a": True})
+
+
+@each_wing
+def test_an_infinite_step_is_refused(wing):
+    params, infinity = {"a": wing.array([3.0, 1.0])}, float("inf")
+    penalty = wing.fr.elastic_net(0.1, 0.1)
+    for wrong in (infinity, np.float32(infinity), wing.leaf(np.array(infinity), "float32")):
+        with pytest.raises(ValueError, match="^prox: step_size must be finite, got inf$"):
+            penalty.prox(params, wrong)
+    for wrong in (infinity, wing.array([1.0, infinity])):
+        with pytest.raises(ValueError, match="^prox: step_size of the leaf 'a' must be finite, got inf$"):
+            penalty.prox(params, {"a": wrong})
 
 
 @pytest.mark.parametrize("step", [-0.1, float("nan")], ids=str)

@@ -18,14 +18,22 @@ def absolute(x: Array) -> Array:
     return x * jnp.sign(x)
 
 
+def scale(x: Array, axis: Sequence[int]) -> tuple[Array, Array]:
+    """`down, unit`: `x * down / unit` has a largest entry of 1 over `axis`, so that no square overflows or vanishes.
+
+    Constants for differentiation. XLA multiplies by `1 / unit` and flushes subnormals to 0, hence `down`, a power of 2.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), tuple(axis), keepdims=True, initial=0))
+    down = jnp.where(largest > 1, jnp.asarray(2.0**-4, x.dtype), 1)
+    return down, jnp.where((largest == 0) | jnp.isinf(largest), 1, largest * down)
+
+
 def norm(x: Array, axis: Sequence[int]) -> Array:
     """Euclidean norm over `axis`, which is kept with length 1; the derivative at 0 is 0.
 
-    Scaled by the largest entry, so that no square overflows or vanishes: 1e-30 and 1e30 are right in float32.
+    Scaled by the largest entry: 1e-30 and 1e38 are right in float32.
     """
-    axis = tuple(axis)
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis, keepdims=True, initial=0))
-    scale = jnp.where((largest == 0) | jnp.isinf(largest), 1, largest)
-    square = jnp.sum((x / scale) ** 2, axis, keepdims=True)
+    down, unit = scale(x, axis)
+    square = jnp.sum((x * down / unit) ** 2, tuple(axis), keepdims=True)
     zero = square == 0  # NOTE [double where]
-    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square))) * scale
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, square))) * unit / down

@@ -54,7 +54,12 @@ def train_step(loss: Callable[..., Any], make: Callable[[Any], Any], has_extra: 
 
 
 def ensemble(
-    init: Init, step: Step, batch_axes: Any = None, chunk: int | None = None, compiled: bool = True
+    init: Init,
+    step: Step,
+    batch_axes: Any = None,
+    chunk: int | None = None,
+    compiled: bool = True,
+    donate: bool = False,
 ) -> tuple[Init, Step]:
     """Many members trained as one, under vmap: per-member strengths, learning rates and any other hyper-parameter.
 
@@ -71,6 +76,8 @@ def ensemble(
         chunk: how many members are trained at a time, one chunk after another: memory for activations and gradients is
             that of one chunk (on each device). None: all at once.
         compiled: compile the step with `jax.jit`; False: run it as it is, for debugging.
+        donate: write the new state into the memory of the one that is passed in, which must not be used afterwards:
+            less memory, and less time where a step is small. A step that fails may leave no state.
 
     Returns:
         `(init, step)`, with the arguments of those given.
@@ -104,7 +111,7 @@ def ensemble(
         if mesh.size > 1:
             own, everywhere = PartitionSpec("member"), PartitionSpec()
             members = jax.shard_map(members, mesh=mesh, in_specs=(own, own, own, everywhere), out_specs=own)
-        return jax.jit(members) if compiled else members
+        return jax.jit(members, donate_argnums=(0,) if donate else ()) if compiled else members
 
     def step_members(state: TrainState, hyper: Any, *batch: Any) -> tuple[TrainState, dict[str, Array]]:
         count, hyper, axes = plan.prepare(state, hyper, batch)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from optax import GradientTransformation
@@ -94,19 +95,21 @@ def prox_sgd(
         nesterov: Nesterov momentum.
         master_dtype: a dtype of 32 bits or more for a copy of the parameters in the state, on which the steps are done.
             Needed for half-precision parameters, in which a threshold below half an ulp does nothing; the updates then
-            have this dtype.
+            have this dtype. A leaf that is wider is copied in its own dtype.
 
     Returns:
         A transformation; `params + updates` is the new point and keeps exact zeros. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its domain; half-precision parameters without `master_dtype`.
+        ValueError: a hyper-parameter or a schedule's result out of its domain; half-precision parameters without
+            `master_dtype`.
+        TypeError: a hyper-parameter that is no real scalar; only the learning rate and the penalty may be functions.
         NoProxError: at `init`, a sum of penalties without a closed prox.
 
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 4.2, for the step without momentum.
     """
-    rule = _proximal("prox_sgd", penalty, master_dtype, learning_rate=learning_rate)
+    rule = _proximal("prox_sgd", penalty, learning_rate, master_dtype)
     if momentum is not None:
         check_hyper(_wing, "prox_sgd", "momentum", momentum, below=1.0)
     elif nesterov:
@@ -120,9 +123,10 @@ def prox_sgd(
         return ProxSgdState(_wing.zero_count(params), _wing.total([], points), trace, master)
 
     def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, ProxSgdState]:
+        _training.check_state("prox_sgd", state, ProxSgdState)
         trees = {} if momentum is None else {"trace": state.trace}
         now = rule.open(updates, state, params, **trees)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = _training.rate_at(_wing, "prox_sgd", learning_rate, state.count)
 
         def look_ahead(fresh: Array, old: Array) -> Array:
             return fresh + _wing.cast(momentum, old) * old
@@ -162,7 +166,8 @@ def prox_adam(
     are the stationary points of `loss + R`. Soft-thresholding by `\eta \lambda` after an Adam step solves another
     problem, in which every coordinate has its own strength. The two guards of the metric never bind at a stationary
     point; without them a coordinate that has seen no gradient, or a tiny one, would be set to zero in the first step.
-    With a zero penalty this is Adam.
+    With a zero penalty this is Adam. A NaN in a gradient reaches, through that mean over the leaf, also the coordinates
+    whose `v_i` is 0; in all others it stays in its own.
 
     Args:
         learning_rate: `\eta`, a number, a 0-d array (also traced), or a schedule `count -> learning rate`.
@@ -178,7 +183,9 @@ def prox_adam(
         A transformation; `params + updates` is the new point and keeps exact zeros. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its domain; half-precision parameters without `master_dtype`.
+        ValueError: a hyper-parameter or a schedule's result out of its domain; half-precision parameters without
+            `master_dtype`.
+        TypeError: a hyper-parameter that is no real scalar; only the learning rate and the penalty may be functions.
         NoProxError: at `init`, a sum of penalties without a closed prox.
 
     Reference:
@@ -186,11 +193,11 @@ def prox_adam(
         of an adaptive method: Yun, Lozano and Yang, "ProxGen: Adaptive Proximal Gradient Methods for Structured Neural
         Networks", 2021. The two guards are this library's.
     """
-    rule = _proximal(
-        "prox_adam", penalty, master_dtype, learning_rate=learning_rate, eps=eps, weight_decay=weight_decay
-    )
+    rule = _proximal("prox_adam", penalty, learning_rate, master_dtype)
     check_hyper(_wing, "prox_adam", "b1", b1, below=1.0)
     check_hyper(_wing, "prox_adam", "b2", b2, below=1.0)
+    check_hyper(_wing, "prox_adam", "eps", eps)
+    check_hyper(_wing, "prox_adam", "weight_decay", weight_decay)
 
     def init(params: Params) -> ProxAdamState:
         flat, points, master = rule.start(params)
@@ -198,8 +205,9 @@ def prox_adam(
         return ProxAdamState(_wing.zero_count(params), mu, nu, master)
 
     def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, ProxAdamState]:
+        _training.check_state("prox_adam", state, ProxAdamState)
         now = rule.open(updates, state, params, mu=state.mu, nu=state.nu)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = _training.rate_at(_wing, "prox_adam", learning_rate, state.count)
         count = _wing.increment(state.count)
 
         def leaf(x: Array, g: Array, m: Array, v: Array, guard: Array) -> tuple[Array, ...]:
@@ -237,18 +245,30 @@ def _average(decay: Any, old: Array, new: Array) -> Array:
 
 def _correction(decay: Any, count: Array, x: Array) -> Array:
     """`1 - decay**count` without the cancellation, which in float32 would put an error of 7e-6 on the step."""
+    n = count.astype(x.dtype)
     if isinstance(decay, (int, float)):
         log = math.log(decay) if decay > 0 else -math.inf
     else:
-        log = jnp.log(jnp.asarray(decay)).astype(x.dtype)
-    return -jnp.expm1(count.astype(x.dtype) * log)
+        decay = jnp.asarray(decay)
+        zero = decay == 0  # NOTE [double where] in _kinks.py
+        log = jnp.log(jnp.where(zero, 1, decay)).astype(x.dtype)
+        return jnp.where(zero, 1 - jax.lax.pow(decay.astype(x.dtype), n), -jnp.expm1(n * log))
+    return -jnp.expm1(n * log)
 
 
-def _proximal(where: str, penalty: Any, master_dtype: Any, **hyper: Any) -> Proximal:
+def _proximal(where: str, penalty: Any, learning_rate: Any, master_dtype: Any) -> Proximal:
     _training.check_penalty(Penalty, where, penalty)
-    for name, value in hyper.items():
-        check_hyper(_wing, where, name, value)
-    return Proximal(Penalty, where, penalty, None if master_dtype is None else jnp.dtype(master_dtype))
+    if not callable(learning_rate):
+        check_hyper(_wing, where, "learning_rate", learning_rate)
+    if master_dtype is not None:
+        try:
+            master_dtype = jnp.dtype(master_dtype)
+        except TypeError:
+            raise TypeError(
+                f"{where}: master_dtype must be a dtype such as jnp.float32, got {master_dtype!r}"
+            ) from None
+        _training.check_master_dtype(where, master_dtype, jnp.issubdtype(master_dtype, jnp.floating))
+    return Proximal(Penalty, where, penalty, master_dtype)
 
 
 def to_flat(tree: Any) -> dict[str, Array]:

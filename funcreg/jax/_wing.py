@@ -161,6 +161,16 @@ def concrete(value: Any) -> float | None:
     return float(largest if smallest >= 0 else smallest)
 
 
+def check_step(x: Array, step_size: Any) -> None:
+    """Refuse a step whose shape does not broadcast to that of `x`."""
+    shape = jnp.shape(step_size)
+    pairs = zip(reversed(shape), reversed(x.shape), strict=False)
+    if len(shape) > x.ndim or any(a not in (1, b) for a, b in pairs):
+        raise ValueError(
+            f"prox: step_size must have a shape that broadcasts to that of x, {list(x.shape)}, got {list(shape)}"
+        )
+
+
 def total(values: list[Array], leaves: list[Array]) -> Array:
     """The sum of scalars in the widest dtype of the leaves, float32 at least."""
     dtype = jnp.dtype(jnp.float32)
@@ -193,6 +203,8 @@ def increment(count: Array) -> Array:
 
 
 def master_copy(x: Array, dtype: Any) -> Array:
+    """A copy in the wider of two dtypes."""
+    dtype = max(dtype, jax.dtypes.canonicalize_dtype(x.dtype), key=lambda d: d.itemsize)
     return jnp.array(x, dtype)  # a copy also where the dtype is the same: both may be donated
 
 

@@ -21,16 +21,22 @@ def sign(x: Tensor) -> Tensor:
     return torch.add(torch.sign(x), torch.clamp(x, -1, 1), alpha=0).detach()
 
 
+def scale(x: Tensor) -> Tensor:
+    """The largest entry over the last axis, a constant for differentiation: divided by it no square overflows or
+    vanishes."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    return torch.where((largest == 0) | torch.isinf(largest), torch.ones_like(largest), largest)
+
+
 def norm(x: Tensor) -> Tensor:
     """Euclidean norm over the last axis; the derivative at 0 is 0.
 
-    Scaled by the largest entry, so that no square overflows or vanishes: 1e-30 and 1e30 are right in float32.
+    Scaled by the largest entry, so that no square overflows or vanishes: 1e-30 and 1e38 are right in float32.
     """
     if x.numel() == 0:
         return x.sum(-1)
-    scale = x.detach().abs().amax(-1, keepdim=True)
-    scale = torch.where((scale == 0) | torch.isinf(scale), torch.ones_like(scale), scale)
-    square = (x / scale).square().sum(-1)
+    unit = scale(x)
+    square = (x / unit).square().sum(-1)
     zero = square == 0  # NOTE [double where]
     root = torch.sqrt(torch.where(zero, torch.ones_like(square), square))
-    return torch.where(zero, torch.zeros_like(root), root) * scale.squeeze(-1)
+    return torch.where(zero, torch.zeros_like(root), root) * unit.squeeze(-1)

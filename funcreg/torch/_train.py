@@ -51,7 +51,12 @@ def train_step(loss: Callable[..., Any], make: Callable[[Any], Any], has_extra: 
 
 
 def ensemble(
-    init: Init, step: Step, batch_axes: Any = None, chunk: int | None = None, compiled: bool = True
+    init: Init,
+    step: Step,
+    batch_axes: Any = None,
+    chunk: int | None = None,
+    compiled: bool = True,
+    donate: bool = False,
 ) -> tuple[Init, Step]:
     """Many members trained as one, under vmap: per-member strengths, learning rates and any other hyper-parameter.
 
@@ -67,6 +72,8 @@ def ensemble(
         chunk: how many members are trained at a time, one chunk after another: memory for activations and gradients is
             that of one chunk. None: all at once.
         compiled: compile the step with `torch.compile(fullgraph=True)`; False: run it as it is, for debugging.
+        donate: write the new state into the memory of the one that is passed in, which must not be used afterwards:
+            less memory, and less time where a step is small. A step that fails may leave no state.
 
     Returns:
         `(init, step)`, with the arguments of those given.
@@ -79,37 +86,44 @@ def ensemble(
     plan = _members.Plan(_wing, batch_axes, chunk)
 
     def init_members(params: Params, hyper: Any, *extra: Any) -> TrainState:
-        count, given = plan.start(*_wing.detached((params, hyper)), _wing.detached(extra))
+        params, hyper, extra = _wing.detached((params, hyper, extra))
+        count, given = plan.start(params, hyper, extra)
         return stack([_members.naming_member(i, init, *(_take(tree, i) for tree in given)) for i in range(count)])
 
     @functools.cache
-    def program(axes: tuple[int | None, ...], on_cpu: bool) -> Callable[..., Any]:
+    def program(axes: tuple[int | None, ...], in_place: bool, on_cpu: bool) -> Step:
         vmapped = torch.func.vmap(step, in_dims=(0, 0, *axes))
 
-        def contiguous(state: TrainState, hyper: Any, *batch: Any) -> Any:
+        def run(state: TrainState, hyper: Any, *batch: Any) -> tuple[TrainState, dict[str, Tensor]]:
+            new, metrics = vmapped(state, hyper, *batch)
+            if in_place:
+                return pytree.tree_map(Tensor.copy_, state, new), metrics
             # a state whose strides differ from the last one's would compile a second program
-            return pytree.tree_map(lambda x: x.contiguous(), vmapped(state, hyper, *batch))
+            return pytree.tree_map(Tensor.contiguous, new), metrics
 
         if not compiled:
-            return contiguous
+            return run
         # On a CPU a small step takes less time than Python needs to launch its kernels: launch them from C++.
         options: dict[str, Any] | None = {"cpp_wrapper": True} if on_cpu else None
-        return torch.compile(contiguous, fullgraph=True, dynamic=False, options=options)
+        return torch.compile(run, fullgraph=True, dynamic=False, options=options)
 
     def step_members(state: TrainState, hyper: Any, *batch: Any) -> tuple[TrainState, dict[str, Tensor]]:
         count, hyper, axes = plan.prepare(state, hyper, batch)
-        run = program(axes, pytree.tree_leaves(state)[0].device.type == "cpu")
+        on_cpu = pytree.tree_leaves(state)[0].device.type == "cpu"
         if chunk is None or chunk >= count:
-            return run(state, hyper, *batch)
-        # All chunks have one size, and so one program: the last one begins early and repeats what it overlaps.
+            return program(axes, donate, on_cpu)(state, hyper, *batch)
+        target = state if donate else pytree.tree_map(torch.empty_like, state)
+        # All chunks have one size, and so one program: the last one begins early, and what it repeats is not kept.
         starts = [*range(0, count - chunk, chunk), count - chunk]
-        pieces = []
+        measured = []
         for start, end in zip(starts, [*starts[1:], count], strict=True):
-            of_members = functools.partial(_narrow, start=start, length=chunk)
-            own = [x if axis is None else of_members(x, axis) for x, axis in zip(batch, axes, strict=True)]
-            piece = run(of_members(state, 0), of_members(hyper, 0), *own)
-            pieces.append(_narrow(piece, 0, 0, end - start))
-        return pytree.tree_map(lambda *parts: torch.cat(parts), *pieces)
+            of_chunk = functools.partial(_narrow, start=start, length=chunk)
+            own = [x if axis is None else of_chunk(x, axis) for x, axis in zip(batch, axes, strict=True)]
+            results = program(axes, False, on_cpu)(of_chunk(state, 0), of_chunk(hyper, 0), *own)
+            new, metrics = _narrow(results, 0, 0, end - start)
+            pytree.tree_map(Tensor.copy_, _narrow(target, 0, start, end - start), new)
+            measured.append(metrics)
+        return target, pytree.tree_map(lambda *parts: torch.cat(parts), *measured)
 
     return init_members, step_members
 

@@ -12,6 +12,7 @@ from .._training import Penalized, Proximal, check_hyper
 from . import _wing
 from ._wing import Params, Penalty, Strength
 from .optax import GradientTransformation
+from .optax._transforms import decay_correction
 
 
 class ProxSgdState(NamedTuple):
@@ -93,19 +94,21 @@ def prox_sgd(
         nesterov: Nesterov momentum.
         master_dtype: a dtype of 32 bits or more for a copy of the parameters in the state, on which the steps are done.
             Needed for half-precision parameters, in which a threshold below half an ulp does nothing; the updates then
-            have this dtype.
+            have this dtype. A leaf that is wider is copied in its own dtype.
 
     Returns:
         A transformation; `params + updates` is the new point and keeps exact zeros. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its domain; half-precision parameters without `master_dtype`.
+        ValueError: a hyper-parameter or a schedule's result out of its domain; half-precision parameters without
+            `master_dtype`.
+        TypeError: a hyper-parameter that is no real scalar; only the learning rate and the penalty may be functions.
         NoProxError: at `init`, a sum of penalties without a closed prox.
 
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 4.2, for the step without momentum.
     """
-    rule = _proximal("prox_sgd", penalty, master_dtype, learning_rate=learning_rate)
+    rule = _proximal("prox_sgd", penalty, learning_rate, master_dtype)
     if momentum is not None:
         check_hyper(_wing, "prox_sgd", "momentum", momentum, below=1.0)
     elif nesterov:
@@ -119,9 +122,10 @@ def prox_sgd(
         return ProxSgdState(_wing.zero_count(params), _wing.total([], points), trace, master)
 
     def update(updates: Params, state: ProxSgdState, params: Params = None) -> tuple[Params, ProxSgdState]:
+        _training.check_state("prox_sgd", state, ProxSgdState)
         trees = {} if momentum is None else {"trace": state.trace}
         now = rule.open(updates, state, params, **trees)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = _training.rate_at(_wing, "prox_sgd", learning_rate, state.count)
         directions, factor = now.grads, 1.0
         scale, trace = state.prox_scale, state.trace
         if momentum is not None:
@@ -163,7 +167,8 @@ def prox_adam(
     are the stationary points of `loss + R`. Soft-thresholding by `\eta \lambda` after an Adam step solves another
     problem, in which every coordinate has its own strength. The two guards of the metric never bind at a stationary
     point; without them a coordinate that has seen no gradient, or a tiny one, would be set to zero in the first step.
-    With a zero penalty this is Adam.
+    With a zero penalty this is Adam. A NaN in a gradient reaches, through that mean over the leaf, also the coordinates
+    whose `v_i` is 0; in all others it stays in its own.
 
     Args:
         learning_rate: `\eta`, a number, a 0-d array (also traced), or a schedule `count -> learning rate`.
@@ -179,7 +184,9 @@ def prox_adam(
         A transformation; `params + updates` is the new point and keeps exact zeros. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its domain; half-precision parameters without `master_dtype`.
+        ValueError: a hyper-parameter or a schedule's result out of its domain; half-precision parameters without
+            `master_dtype`.
+        TypeError: a hyper-parameter that is no real scalar; only the learning rate and the penalty may be functions.
         NoProxError: at `init`, a sum of penalties without a closed prox.
 
     Reference:
@@ -187,11 +194,11 @@ def prox_adam(
         of an adaptive method: Yun, Lozano and Yang, "ProxGen: Adaptive Proximal Gradient Methods for Structured Neural
         Networks", 2021. The two guards are this library's.
     """
-    rule = _proximal(
-        "prox_adam", penalty, master_dtype, learning_rate=learning_rate, eps=eps, weight_decay=weight_decay
-    )
+    rule = _proximal("prox_adam", penalty, learning_rate, master_dtype)
     check_hyper(_wing, "prox_adam", "b1", b1, below=1.0)
     check_hyper(_wing, "prox_adam", "b2", b2, below=1.0)
+    check_hyper(_wing, "prox_adam", "eps", eps)
+    check_hyper(_wing, "prox_adam", "weight_decay", weight_decay)
 
     def init(params: Params) -> ProxAdamState:
         flat, points, master = rule.start(params)
@@ -199,16 +206,17 @@ def prox_adam(
         return ProxAdamState(_wing.zero_count(params), mu, nu, master)
 
     def update(updates: Params, state: ProxAdamState, params: Params = None) -> tuple[Params, ProxAdamState]:
+        _training.check_state("prox_adam", state, ProxAdamState)
         now = rule.open(updates, state, params, mu=state.mu, nu=state.nu)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = _training.rate_at(_wing, "prox_adam", learning_rate, state.count)
         count = _wing.increment(state.count)
         mu, nu, moved, steps = [], [], [], []
         rows = zip(now.points, now.grads, now.lists["mu"], now.lists["nu"], now.guards(), strict=True)
         for x, g, m, v, guard in rows:
             m = _wing.cast(b1, x) * m + _wing.cast(1 - b1, x) * g
             v = _wing.cast(b2, x) * v + _wing.cast(1 - b2, x) * g.square()
-            m_hat = m / _correction(b1, count, x)
-            v_hat = v / _correction(b2, count, x)
+            m_hat = m / decay_correction(b1, count).to(x.dtype)
+            v_hat = v / decay_correction(b2, count).to(x.dtype)
             lr = _wing.cast(rate, x)
             step = lr / (adam_metric(v_hat, v_hat.mean(), guard) + _wing.cast(eps, x))
             mu.append(m)
@@ -232,17 +240,14 @@ def _root(x: Tensor) -> Tensor:
     return torch.where(zero, x, torch.where(zero, torch.ones_like(x), x).sqrt())
 
 
-def _correction(decay: Any, count: Tensor, x: Tensor) -> Tensor:
-    """`1 - decay**count`. In float32 the power alone would put an error of 7e-6 on the step."""
-    return (1 - torch.as_tensor(decay, dtype=torch.float64, device=count.device) ** count).to(x.dtype)
-
-
-def _proximal(where: str, penalty: Any, master_dtype: Any, **hyper: Any) -> Proximal:
+def _proximal(where: str, penalty: Any, learning_rate: Any, master_dtype: Any) -> Proximal:
     _training.check_penalty(Penalty, where, penalty)
-    for name, value in hyper.items():
-        check_hyper(_wing, where, name, value)
+    if not callable(learning_rate):
+        check_hyper(_wing, where, "learning_rate", learning_rate)
     if not (master_dtype is None or isinstance(master_dtype, torch.dtype)):
         raise TypeError(f"{where}: master_dtype must be a torch.dtype such as torch.float32, got {master_dtype!r}")
+    if master_dtype is not None:
+        _training.check_master_dtype(where, master_dtype, master_dtype.is_floating_point)
     return Proximal(Penalty, where, penalty, master_dtype)
 
 

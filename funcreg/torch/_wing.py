@@ -161,11 +161,24 @@ def concrete(value: Any) -> float | None:
     return float(value)
 
 
+def check_step(x: Tensor, step_size: Tensor) -> None:
+    """Refuse a step whose shape does not broadcast to that of `x`. TorchScript reads this."""
+    if isinstance(step_size, Tensor):  # it may be a number as well
+        fits = step_size.dim() <= x.dim()
+        for i in range(min(step_size.dim(), x.dim())):
+            fits = fits and (step_size.size(-1 - i) == 1 or step_size.size(-1 - i) == x.size(-1 - i))
+        if not fits:
+            raise ValueError(
+                f"prox: step_size must have a shape that broadcasts to that of x, {list(x.shape)}, got "
+                f"{list(step_size.shape)}"
+            )
+
+
 def settled(new: Tensor, last: Tensor) -> bool:
     """Whether an iteration has come to rest, where that can be looked at: further steps would return the same bits."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-    traced = traced or _get_current_dispatch_mode() is not None or is_functorch_wrapped_tensor(new)
-    if traced or new.device.type != "cpu":
+    traced = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    traced = traced or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    if traced or new.device.type != "cpu" or is_functorch_wrapped_tensor(new):
         return False
     return torch.equal(new, last)
 
@@ -211,7 +224,8 @@ def increment(count: Tensor) -> Tensor:
 
 
 def master_copy(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.detach().to(dtype, copy=True)
+    """A copy in the wider of two dtypes."""
+    return x.detach().to(torch.promote_types(x.dtype, dtype), copy=True)
 
 
 def value_and_grad(function: Callable[..., Any], *args: Any) -> tuple[tuple[Any, Any], Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,12 +24,16 @@ def attach(optimizer: torch.optim.Optimizer, net: torch.nn.Module, penalty: Pena
     computes the point and the prox from them, the optimizer's moments and its step. Parameters without a part of the
     penalty, without a gradient or of a step that a GradScaler skipped keep the optimizer's result. Learning rates and
     other hyper-parameters are read from the parameter groups at every step. For SGD with momentum the sum of the
-    momentum's weights is kept in the optimizer's state, so that `optimizer.state_dict()` resumes it.
+    momentum's weights is kept in the optimizer's state, so that `optimizer.state_dict()` resumes it. Parameters of
+    `net` that the optimizer is given later are penalized from then on. In Adam's and RMSprop's metric a NaN in a
+    gradient reaches, through a mean over the leaf, also the coordinates that have seen no gradient. A copy of the
+    optimizer, by deepcopy or pickle, comes without its hooks: attach again to a copy.
 
     Args:
         optimizer: `torch.optim.SGD`, `Adam`, `AdamW` or `RMSprop`.
         net: the module whose parameters are named in the penalty's selectors.
-        penalty: the penalty; may be replaced later by setting `handle.penalty` (a schedule).
+        penalty: the penalty; may be replaced later by setting `handle.penalty` (a schedule). Its strengths are copied:
+            a tensor that is changed in place changes nothing.
 
     Returns:
         A handle with `remove()`, which leaves the optimizer as if nothing had been attached.
@@ -41,6 +46,22 @@ def attach(optimizer: torch.optim.Optimizer, net: torch.nn.Module, penalty: Pena
         NoProxError: a sum of penalties without a closed prox.
     """
     return Handle(optimizer, net, penalty)
+
+
+def _own(penalty: Penalty) -> Penalty:
+    """The penalty with copies of its strengths; anchors are copies already."""
+
+    def copy(s: Any) -> Any:
+        return s.detach().clone() if isinstance(s, Tensor) else s
+
+    return Penalty(
+        tuple(replace(p, strengths=tuple(map(copy, p.strengths)), weight=copy(p.weight)) for p in penalty.parts)
+    )
+
+
+def _form(optimizer: torch.optim.Optimizer) -> list[tuple[Any, ...]]:
+    """What the parts are bound to: other parameters, dtypes or devices need new ones."""
+    return [(id(p), p.dtype, p.device) for group in optimizer.param_groups for p in group["params"]]
 
 
 class Handle:
@@ -65,9 +86,6 @@ class Handle:
         self._point = _METHODS[type(optimizer)]
         self._kept: dict[Tensor, Tensor] = {}
         self.penalty = penalty
-        held = {p for group in optimizer.param_groups for p in group["params"]}
-        if not held & self._bound.keys():
-            raise ValueError(f"attach: the optimizer holds no parameter that {penalty!r} selects in net")
         for group in optimizer.param_groups:
             _check_group(type(optimizer).__name__, group)
         self._hooks = [
@@ -82,11 +100,14 @@ class Handle:
 
     @penalty.setter
     def penalty(self, penalty: Penalty) -> None:
-        self._penalty = check_penalty(Penalty, "attach", penalty, schedule=False)
+        self._bind(_own(check_penalty(Penalty, "attach", penalty, schedule=False)))
+
+    def _bind(self, penalty: Penalty) -> None:
+        """Take the penalty, or refuse it and keep the one before."""
         params = _wing.params(self._net)
         own = list(params.values())
         flat, bound = penalty.bind({name: p.detach() for name, p in params.items()})
-        self._bound: dict[Tensor, tuple[str, list[Bound]]] = {}
+        chosen: dict[Tensor, tuple[str, list[Bound]]] = {}
         for name, p, parts in zip(flat.names, own, bound, strict=True):
             _penalty.plan(name, parts)
             if parts:
@@ -95,12 +116,17 @@ class Handle:
                         f"attach: the leaf {name!r} is {p.dtype}, in which a threshold below half an ulp does nothing: "
                         "keep float32 parameters and compute under torch.autocast"
                     )
-                self._bound[p] = (name, parts)
+                chosen[p] = (name, parts)
+        if not any(p in chosen for group in self._optimizer.param_groups for p in group["params"]):
+            raise ValueError(f"attach: the optimizer holds no parameter that {penalty!r} selects in net")
+        self._penalty, self._bound, self._form = penalty, chosen, _form(self._optimizer)
 
     def remove(self) -> None:
-        """Take the penalty off; the optimizer is as if it had never been attached."""
-        for hook in self._hooks:
-            hook.remove()
+        """Take the penalty off; the optimizer is as if it had never been attached. A second call does nothing."""
+        if not self._hooks:
+            return
+        while self._hooks:
+            self._hooks.pop().remove()
         for state in self._optimizer.state.values():
             state.pop("prox_scale", None)
         self._kept.clear()
@@ -109,13 +135,18 @@ class Handle:
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Keep the parameters: the point is computed from them. In buffers of its own, which cost no allocation."""
         del args, kwargs
+        if self._form != _form(optimizer):
+            self._bind(self._penalty)
         for group in optimizer.param_groups:
             _check_group(type(optimizer).__name__, group)
+        for group in optimizer.param_groups:
             for p in group["params"]:
                 if p in self._bound:
+                    _start_scale(optimizer.state.get(p, {}))
                     kept = self._kept.get(p)
                     if kept is None or kept.shape != p.shape or kept.dtype != p.dtype or kept.device != p.device:
-                        self._kept[p] = p.detach().clone()
+                        with torch.inference_mode(False):  # a step under inference_mode may be followed by others
+                            self._kept[p] = p.detach().clone()
                     else:
                         kept.copy_(p)
 
@@ -141,6 +172,14 @@ class Handle:
 _Rule = Callable[..., tuple[Tensor, Any]]
 
 
+def _start_scale(state: dict[str, Any]) -> None:
+    """Before a step of SGD, `prox_scale` tells whether there is a buffer; 0 for that of steps without a penalty."""
+    if state.get("momentum_buffer") is None:
+        state.pop("prox_scale", None)
+    else:
+        state.setdefault("prox_scale", 0.0)
+
+
 def _sgd(p: Tensor, old: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[list[Tensor], _Rule]:
     """The optimizer's result is the point; the step grows with the sum of the momentum's weights, as in `prox_sgd`."""
     del old
@@ -148,21 +187,21 @@ def _sgd(p: Tensor, old: Tensor, group: dict[str, Any], state: dict[str, Any]) -
     factor = 1.0
     if momentum:
         # torch takes the first gradient into the buffer without dampening
-        first = 1.0 if "prox_scale" not in state else momentum * state["prox_scale"] + 1 - group["dampening"]
-        state["prox_scale"] = factor = first
+        first = "prox_scale" not in state
+        state["prox_scale"] = factor = 1.0 if first else momentum * state["prox_scale"] + 1 - group["dampening"]
         factor = 1 + momentum * factor if group["nesterov"] else factor
-    step = group["lr"] * factor
+    step = _number(group["lr"]) * factor
     return [p], lambda bound, moved: (moved, step)
 
 
 def _adam(p: Tensor, old: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[list[Tensor], _Rule]:
-    b1, b2 = group["betas"]
+    b1, b2 = map(_number, group["betas"])
     second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
     count = state["step"]
     count = count.double() if isinstance(count, Tensor) and count.device.type != "cpu" else float(count)
     mean_scale, second_scale = 1 - b1**count, 1 - b2**count
     mean_square = second.mean() / second_scale
-    lr, eps = group["lr"], group["eps"]
+    lr, eps = _number(group["lr"]), group["eps"]
     decay = 1 - lr * group["weight_decay"] if group.get("decoupled_weight_decay") else 1.0
 
     def rule(bound: list[Bound], old: Tensor, mean: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +216,7 @@ def _adam(p: Tensor, old: Tensor, group: dict[str, Any], state: dict[str, Any]) 
 def _rmsprop(p: Tensor, old: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[list[Tensor], _Rule]:
     second = state["square_avg"]
     mean_square = second.mean()
-    lr, eps, weight_decay = group["lr"], group["eps"], group["weight_decay"]
+    lr, eps, weight_decay = _number(group["lr"]), group["eps"], group["weight_decay"]
 
     def rule(bound: list[Bound], old: Tensor, grad: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         step = _metric_step(second.sqrt(), mean_square, _penalty.guard_leaf(_wing, old, bound), eps, lr)
@@ -185,6 +224,11 @@ def _rmsprop(p: Tensor, old: Tensor, group: dict[str, Any], state: dict[str, Any
 
     assert p.grad is not None
     return [old, p.grad, second], rule
+
+
+def _number(value: Any) -> Any:
+    """torch also takes tensors of shape (1,), which would give a scalar step the shape of a step per coordinate."""
+    return value.reshape(()) if isinstance(value, Tensor) else value
 
 
 def _metric_step(root: Tensor, mean_square: Tensor, guard: Tensor, eps: float, lr: Any) -> Tensor:

@@ -60,6 +60,9 @@ def prox(x: Array, step_size: ArrayLike, l1: ArrayLike, l2: ArrayLike) -> Array:
     Returns:
         Shape and dtype of `x`.
 
+    Raises:
+        ValueError: a step whose shape does not broadcast to that of `x`.
+
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.3.
     """

@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 
 from ..._group_axes import Axes, make_group_lasso, resolve_group
 from ..._penalty import Rule
-from .._kinks import norm
-from .._wing import Penalty, Strength
+from .._kinks import norm, scale
+from .._wing import Penalty, Strength, check_step
 
 
 def value(x: Array, lam: ArrayLike, axis: Sequence[int], group_scale: str = "sqrt_size") -> Array:
@@ -54,6 +54,8 @@ def grad(x: Array, lam: ArrayLike, axis: Sequence[int], group_scale: str = "sqrt
     Returns:
         Shape and dtype of `x`.
     """
+    down, unit = scale(x, axis)
+    x = x * down / unit
     length = norm(x, axis)
     return x / jnp.where(length == 0, 1, length) * lam * _omega(x, axis, group_scale)
 
@@ -84,10 +86,14 @@ def prox(x: Array, step_size: ArrayLike, lam: ArrayLike, axis: Sequence[int], gr
     Returns:
         Shape and dtype of `x`.
 
+    Raises:
+        ValueError: a step whose shape does not broadcast to that of `x`.
+
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.1; the root in a diagonal metric is the secular
         equation of trust-region methods: Moré and Sorensen, "Computing a Trust Region Step", 1983.
     """
+    check_step(x, step_size)
     if x.size == 0:
         return x
     threshold = jnp.asarray(step_size, x.dtype) * lam * _omega(x, axis, group_scale)
@@ -104,15 +110,13 @@ def _omega(x: Array, axis: Sequence[int], group_scale: str) -> float:
 
 def _metric_prox(x: Array, threshold: Array, axis: tuple[int, ...]) -> Array:
     """The prox with a threshold per coordinate; see `prox` for the equation."""
-    # Scaled by the largest entry of the group: no square over- or underflows.
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis, keepdims=True))
-    scale = jnp.where((largest == 0) | jnp.isinf(largest), 1, largest)
+    down, unit = scale(x, axis)
     # 0/0 where a coordinate has neither value nor threshold: it does not count. NaN compares false and so stays alive.
     ratio = jnp.where(x == 0, 0, x / jnp.where((x == 0) & (threshold == 0), 1, threshold))
     dead = jnp.sum(ratio**2, axis, keepdims=True) <= 1
     # NOTE [double where] in _kinks.py: dead groups take a harmless problem through the root.
-    v = jnp.where(dead, 1, x / scale)
-    theta = jnp.where(dead, 0, threshold / scale)
+    v = jnp.where(dead, 1, x * down / unit)
+    theta = jnp.where(dead, 0, threshold * down / unit)
 
     def newton(t: Array, v: Array, theta: Array) -> Array:
         r = v / (t + theta)
@@ -131,7 +135,7 @@ def _metric_prox(x: Array, threshold: Array, axis: tuple[int, ...]) -> Array:
     # The root's derivative is that of one Newton step at the root (implicit function theorem); a second step makes the
     # second derivative right as well.
     t = newton(newton(jax.lax.stop_gradient(t), v, theta), v, theta)
-    # x and not v * scale: a threshold of 0 returns it exactly
+    # x and not v * unit: a threshold of 0 returns it exactly
     return jnp.where(dead, 0, x * (t / (t + theta)))
 
 

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from ..._penalty import Rule, make
 from .._kinks import absolute
-from .._wing import Penalty, Strength
+from .._wing import Penalty, Strength, check_step
 
 
 def value(x: Array, lam: ArrayLike) -> Array:
@@ -64,9 +64,13 @@ def prox(x: Array, step_size: ArrayLike, lam: ArrayLike) -> Array:
     Returns:
         Shape and dtype of `x`.
 
+    Raises:
+        ValueError: a step whose shape does not broadcast to that of `x`.
+
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.2.
     """
+    check_step(x, step_size)
     return jnp.sign(x) * jax.nn.relu(absolute(x) - step_size * lam)
 
 

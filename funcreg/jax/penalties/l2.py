@@ -5,7 +5,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from ..._penalty import Rule, make
-from .._wing import Penalty, Strength
+from .._wing import Penalty, Strength, check_step
 
 
 def value(x: Array, lam: ArrayLike) -> Array:
@@ -58,9 +58,13 @@ def prox(x: Array, step_size: ArrayLike, lam: ArrayLike) -> Array:
     Returns:
         Shape and dtype of `x`.
 
+    Raises:
+        ValueError: a step whose shape does not broadcast to that of `x`.
+
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 6.1.1.
     """
+    check_step(x, step_size)
     return x / (1 + step_size * lam)
 
 

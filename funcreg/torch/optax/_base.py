@@ -72,12 +72,24 @@ def chain(*args: GradientTransformation) -> GradientTransformation:
 
     Returns:
         A `GradientTransformation`; its state is the tuple of their states.
+
+    Raises:
+        TypeError: an argument that is no transformation.
     """
+
+    for i, transform in enumerate(args):
+        if not (hasattr(transform, "init") and hasattr(transform, "update")):
+            raise TypeError(f"chain: argument {i} must be a transformation (init, update), got {transform!r}")
 
     def init(params: Params) -> OptState:
         return tuple(transform.init(params) for transform in args)
 
     def update(updates: Updates, state: OptState, params: Params | None = None) -> tuple[Updates, OptState]:
+        if not isinstance(state, (tuple, list)):
+            raise TypeError(
+                f"chain: state must be a tuple of {len(args)} states, got {type(state).__name__}; call init(params) "
+                "first"
+            )
         if len(state) != len(args):
             raise ValueError(f"chain: state must have {len(args)} parts, got {len(state)}; call init(params) first")
         new = []

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._wing import concrete
 from . import _trees
 from ._base import GradientTransformation, OptState, Params, Updates, safe_increment
 from ._trees import cast, map_leaves, select
@@ -35,6 +36,10 @@ class MultiSteps:
         should_skip_update_fn: `(updates, gradient_step, params) -> (skip, skip_state)`; a call for which `skip`, a 0-d
             bool tensor, is true changes nothing but `skip_state`.
         accumulator_dtype: dtype in which gradients are stored between calls: float32, for float64 params too.
+
+    Raises:
+        TypeError: `every_k_schedule` is no integer, no 0-d tensor of integers and no function.
+        ValueError: `every_k_schedule` is less than 1.
     """
 
     def __init__(
@@ -45,8 +50,8 @@ class MultiSteps:
         should_skip_update_fn: Callable[..., tuple[Any, Any]] | None = None,
         accumulator_dtype: torch.dtype = torch.float32,
     ) -> None:
-        if isinstance(every_k_schedule, int) and every_k_schedule < 1:
-            raise ValueError(f"MultiSteps: every_k_schedule must be >= 1, got {every_k_schedule}")
+        if not callable(every_k_schedule):
+            _check_every_k(every_k_schedule)
         self._opt = opt
         self._every_k_schedule = every_k_schedule
         self._use_grad_mean = use_grad_mean
@@ -132,3 +137,18 @@ class MultiSteps:
             `GradientTransformation(init, update)`.
         """
         return GradientTransformation(self.init, self.update)
+
+
+def _check_every_k(k: Any) -> None:
+    """Refuse what counts no calls; a tensor is looked at where that waits for nothing."""
+    if isinstance(k, Tensor):
+        whole = k.ndim == 0 and not k.is_floating_point() and not k.is_complex() and k.dtype != torch.bool
+    else:
+        whole = isinstance(k, int) and not isinstance(k, bool)
+    if not whole:
+        raise TypeError(
+            f"MultiSteps: every_k_schedule must be an int, a 0-d tensor of integers or a function, got {k!r}"
+        )
+    least = concrete(k)
+    if least is not None and least < 1:
+        raise ValueError(f"MultiSteps: every_k_schedule must be >= 1, got {least:g}")

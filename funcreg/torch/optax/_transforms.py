@@ -1,5 +1,6 @@
 """The transformations that optimizers are made of."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,9 +32,15 @@ def _average(decay: float | Tensor, new: Tensor, old: Tensor) -> Tensor:
     return cast(1 - decay, new) * new + cast(decay, old) * old
 
 
-def _bias_correction(decay: float | Tensor, count: Tensor) -> Tensor:
+def decay_correction(decay: float | Tensor, count: Tensor) -> Tensor:
     """`1 - decay**count`, float64: in float32 it would be wrong by 7e-6 at decay 0.999."""
-    return 1 - _trees.wide(decay, count.device) ** _trees.wide(count, count.device)
+    n = _trees.wide(count, count.device)
+    if isinstance(decay, Tensor) or not 0 < decay < 1:
+        return 1 - _trees.wide(decay, count.device) ** n
+    # torch.compile repeats a power in every vector of every leaf, which takes longer than the rest of Adam; the result
+    # of `exp` it computes once and keeps. Near 1 the difference would cancel.
+    log = n * math.log(decay)
+    return torch.where(log > -0.5, -torch.expm1(log), 1 - torch.exp(log))
 
 
 class ScaleByAdamState(NamedTuple):
@@ -82,8 +89,8 @@ def scale_by_adam(
     ) -> tuple[Updates, ScaleByAdamState]:
         del params
         count = safe_increment(state.count)
-        correction1, correction2 = _bias_correction(b1, count), _bias_correction(b2, count)
-        correction1_next = _bias_correction(b1, safe_increment(count)) if nesterov else correction1
+        correction1, correction2 = decay_correction(b1, count), decay_correction(b2, count)
+        correction1_next = decay_correction(b1, safe_increment(count)) if nesterov else correction1
 
         def leaf(m: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m = _average(b1, g, m)
@@ -146,7 +153,7 @@ def scale_by_rms(
     def update(updates: Updates, state: OptState, params: Params | None = None) -> tuple[Updates, OptState]:
         del params
         count = safe_increment(state.count) if bias_correction else None
-        correction = 1.0 if count is None else _bias_correction(decay, count)
+        correction = 1.0 if count is None else decay_correction(decay, count)
 
         def leaf(v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
             v = _average(decay, _square(g), v)
@@ -172,7 +179,7 @@ def scale_by_stddev(
     def update(updates: Updates, state: OptState, params: Params | None = None) -> tuple[Updates, OptState]:
         del params
         count = safe_increment(state.count) if bias_correction else None
-        correction = 1.0 if count is None else _bias_correction(decay, count)
+        correction = 1.0 if count is None else decay_correction(decay, count)
 
         def leaf(m: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             m = _average(decay, g, m)

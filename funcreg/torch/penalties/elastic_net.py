@@ -59,6 +59,9 @@ def prox(x: Tensor, step_size: Tensor, l1: float, l2: float) -> Tensor:
     Returns:
         Shape and dtype of `x`.
 
+    Raises:
+        ValueError: a step whose shape does not broadcast to that of `x`.
+
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.3.
     """

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..._group_axes import Axes, make_group_lasso, resolve_group
 from ..._penalty import Rule
-from .._kinks import norm
-from .._wing import Penalty, Strength, settled
+from .._kinks import norm, scale
+from .._wing import Penalty, Strength, check_step, settled
 
 
 def value(x: Tensor, lam: float, axis: list[int], group_scale: str = "sqrt_size") -> Tensor:
@@ -85,10 +85,14 @@ def prox(x: Tensor, step_size: Tensor, lam: float, axis: list[int], group_scale:
     Returns:
         Shape and dtype of `x`.
 
+    Raises:
+        ValueError: a step whose shape does not broadcast to that of `x`.
+
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.1; the root in a diagonal metric is the secular
         equation of trust-region methods: Moré and Sorensen, "Computing a Trust Region Step", 1983.
     """
+    check_step(x, step_size)
     if x.numel() == 0:
         return x
     groups = _groups(x, axis)
@@ -100,7 +104,7 @@ def prox(x: Tensor, step_size: Tensor, lam: float, axis: list[int], group_scale:
         shrink = torch.relu(1 - threshold / torch.where(zero, torch.ones_like(length), length))
         new = torch.where(zero, torch.zeros_like(shrink), shrink) * groups
     else:
-        new = _metric_prox(groups, _groups(threshold, axis))
+        new = _metric_prox(groups, _groups(threshold.expand_as(x), axis))
     return _ungroup(new, x, axis)
 
 
@@ -126,11 +130,9 @@ def _omega(groups: Tensor, group_scale: str) -> float:
 
 def _metric_prox(x: Tensor, threshold: Tensor) -> Tensor:
     """The prox over the last axis with a threshold per coordinate; see `prox` for the equation."""
-    # Scaled by the largest entry of the group: no square over- or underflows.
-    scale = x.detach().abs().amax(-1, keepdim=True)
-    scale = torch.where((scale == 0) | torch.isinf(scale), torch.ones_like(scale), scale)
-    v = x / scale
-    threshold = threshold / scale
+    unit = scale(x)
+    v = x / unit
+    threshold = threshold / unit
     v0 = v.detach()
     threshold0 = threshold.detach()
     # The clamp: 0/0 where a coordinate has neither value nor threshold, which does not count. NaN compares false and so

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..._penalty import Rule, make
 from .._kinks import absolute, sign
-from .._wing import Penalty, Strength
+from .._wing import Penalty, Strength, check_step
 
 
 def value(x: Tensor, lam: float) -> Tensor:
@@ -60,11 +60,16 @@ def prox(x: Tensor, step_size: Tensor, lam: float) -> Tensor:
     Returns:
         Shape and dtype of `x`.
 
+    Raises:
+        ValueError: a step whose shape does not broadcast to that of `x`.
+
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 6.5.2.
     """
+    check_step(x, step_size)
     threshold = step_size * lam
-    return x - torch.clamp(x, -threshold, threshold)
+    # not x - clamp(x, -threshold, threshold): at a threshold of 0 its derivative in the threshold is 0
+    return torch.relu(x - threshold) - torch.relu(-threshold - x)
 
 
 RULE = Rule("l1", value, grad, prox, linear=True, separable=True, merges="soft")

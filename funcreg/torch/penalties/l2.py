@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..._penalty import Rule, make
-from .._wing import Penalty, Strength
+from .._wing import Penalty, Strength, check_step
 
 
 def value(x: Tensor, lam: float) -> Tensor:
@@ -57,9 +57,13 @@ def prox(x: Tensor, step_size: Tensor, lam: float) -> Tensor:
     Returns:
         Shape and dtype of `x`.
 
+    Raises:
+        ValueError: a step whose shape does not broadcast to that of `x`.
+
     Reference:
         Parikh and Boyd, "Proximal Algorithms", 2014, section 6.1.1.
     """
+    check_step(x, step_size)
     return x / (1 + step_size * lam)
 
 
