@@ -16,7 +16,6 @@ from _options import WINGS
 
 # Okabe and Ito's colours, which colour-blind readers tell apart
 BEST, CHOSEN, BAND = "#0072B2", "#D55E00", "#56B4E9"
-WORDS = {"both": "l1 + group_lasso"}
 
 
 def draw(
@@ -78,7 +77,7 @@ def path_curves(paths: Mapping[str, Any], lams: np.ndarray, picks: Any, examples
     for axes in rows[1:]:
         axes.set_ylim(bottom=0)
     rows[-1].set_xscale("log")
-    rows[-1].set_xlabel(f"lam (log scale), penalty {WORDS.get(penalty, penalty)}")
+    rows[-1].set_xlabel(f"lam (log scale), penalty {penalty}")
     figure.suptitle(
         f"{len(lams)} strengths trained as one. The strongest within {error:.1%} (one standard error, {examples} "
         f"digits)\nof the best validation accuracy keeps {path.live[chosen]} hidden units; the best {path.live[best]}",
@@ -108,7 +107,7 @@ def first_layers(path: Any, lams: np.ndarray, picks: Any, wing: str, penalty: st
         )
     figure.colorbar(colors, ax=grid, shrink=0.6, extend="both").set_label("weight (never black)")
     figure.suptitle(
-        f"The first layer along the path ({WINGS[wing]}, penalty {WORDS.get(penalty, penalty)}): one 8x8 image per "
+        f"The first layer along the path ({WINGS[wing]}, penalty {penalty}): one 8x8 image per "
         "hidden unit, black is exactly zero",
         fontsize=12.5,
     )

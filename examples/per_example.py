@@ -34,12 +34,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from sklearn.datasets import load_diabetes
 from tqdm import tqdm
 
+import _options
 import funcreg.jax
 import funcreg.torch
-from _options import integer, positive
 
 jax.config.update("jax_enable_x64", True)  # JAX computes in float32 unless told otherwise
 LAM, LEARNING_RATE = 0.1, 0.2
@@ -150,10 +151,8 @@ def load(seed: int) -> dict[str, np.ndarray]:
     return {"x": x[:342], "y": slipped, "right": right, "x_test": x[342:], "y_test": y[342:]}
 
 
-def run(seed: int = 0, steps: int = 1000, max_norm: float = 2.0) -> dict[str, float]:
-    data = load(seed)
-    found = {name: fit_all(wing, data, max_norm, steps) for name, wing in WINGS.items()}
-    one, other = found.values()
+def measure(data: dict[str, np.ndarray], one: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    """The numbers of the first framework, and how far the other's are from it."""
     results = {f"norm: quantile {q:.0%}": float(np.quantile(one["norms"], q)) for q in (0.1, 0.5, 0.9, 0.95, 0.99, 1)}
     results["norm: of patients with a slipped target, least"] = float(one["norms"][~data["right"]].min())
     results["test error: the median for everyone"] = float(np.abs(data["y_test"]).mean())
@@ -176,16 +175,62 @@ def run(seed: int = 0, steps: int = 1000, max_norm: float = 2.0) -> dict[str, fl
     return results
 
 
+def draw(data: dict[str, np.ndarray], found: dict[str, Any], max_norm: float) -> Figure:
+    """Whose gradient is long, and what the fits make of it."""
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    norms, ok = found["norms"], data["right"]
+    bins = np.geomspace(norms.min(), norms.max(), 31)
+    left.hist([norms[ok], norms[~ok]], bins, stacked=True, color=["#56B4E9", "#D55E00"])
+    left.set_xscale("log")
+    left.axvline(max_norm, color="black")
+    left.set_xlabel("norm of a patient's gradient at the end of the plain fit (log scale)")
+    left.set_ylabel("patients")
+    left.legend([f"C = {max_norm:g}", "target right", "target ten times too large"], frameon=False)
+    left.set_title(f"The {np.sum(~ok)} wrong targets have {norms[~ok].sum() / norms.sum():.0%} of the sum of all norms")
+    styles = {
+        "right targets only": ("black", "_", 22),
+        "clipped": ("#0072B2", "o", 7),
+        "penalty clipped": ("#CC79A7", "x", 7),
+        "plain": ("#D55E00", "s", 5),
+    }
+    for name, (color, marker, size) in styles.items():
+        w = found["ends"][name]["weight"]
+        label = f"{name}: {(w == 0).sum()} exact zeros"
+        right.plot(w, marker, color=color, markersize=size, markeredgewidth=2, label=label, linestyle="none")
+    right.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    right.set_xticks(range(10), load_diabetes().feature_names)
+    right.set_ylabel("weight")
+    low, high = right.get_ylim()
+    right.set_ylim(low, high + 0.35 * (high - low))  # room for the legend
+    right.legend(frameon=False, loc="upper right")
+    of_right = found["ends"]["right targets only"]["weight"]
+    far = {name: np.abs(found["ends"][name]["weight"] - of_right).max() for name in ("plain", "clipped")}
+    right.set_title(
+        f"Largest distance from the fit of right targets: plain {far['plain']:.2f}, clipped {far['clipped']:.2f}"
+    )
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    integer = _options.integer
+    _options.add_out(parser, "out/per_example")
     parser.add_argument("--seed", type=integer(0), default=0, help="of the split and the slipped targets (%(default)s)")
     parser.add_argument("--steps", type=integer(1), default=1000, help="of every fit (%(default)s)")
-    parser.add_argument("--max-norm", type=positive(), default=2.0, help="C (%(default)s)")
+    parser.add_argument("--max-norm", type=_options.positive(), default=2.0, help="C (%(default)s)")
     options = parser.parse_args()
+    _options.make_writable(parser, options.out)
+    data = load(options.seed)
     for name, wing in WINGS.items():
         print(f"{name}, {refusal(wing)}\n")
-    for name, value in run(**vars(options)).items():
+    found = [fit_all(wing, data, options.max_norm, options.steps) for wing in WINGS.values()]
+    for name, value in measure(data, *found).items():
         print(f"{name:.<60} {value:.3g}")
+    draw(data, found[0], options.max_norm).savefig(options.out / "per_example.png", dpi=130)
+    print(f"In {options.out}: per_example.png")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ from _options import WINGS
 VALIDATION_EXAMPLES = 347
 WEAKEST, STRONGEST = 1e-5, 3e-2  # hardly a zero that is not a blank pixel's; hardly a weight
 
+WORDS = {"both": "l1 + group_lasso"}
+
 
 class Members(NamedTuple):
     """The path of one framework, weakest penalty first."""
@@ -136,10 +138,10 @@ def save_and_reload(half: ModuleType, tree: Any, file: Any, x: np.ndarray, seed:
 def path_table(paths: dict[str, Members], lams: np.ndarray, picks: dict[str, Picks]) -> Table:
     """One row per strength, with the columns of every framework."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("lam", justify="right", no_wrap=True)
+    table.add_column("\nlam", justify="right", no_wrap=True)
     for wing in paths:
-        for name in (f"{WINGS[wing]}: valid.", "zeros", "live", "pick"):
-            table.add_column(name, justify="left" if name == "pick" else "right", no_wrap=True)
+        for name in (f"{WINGS[wing]}\nvalid.", "\nzeros", "\nlive", "\npick"):
+            table.add_column(name, justify="left" if "pick" in name else "right", no_wrap=True)
     for m, lam in enumerate(lams):
         cells = []
         for wing, path in paths.items():
@@ -188,9 +190,10 @@ def main(argv: list[str] | None = None) -> int:
     out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True)
     lams = np.geomspace(WEAKEST, STRONGEST, options.members).astype(np.float32)
     data, x, y = _digits.hold_out(_digits.load(), VALIDATION_EXAMPLES)
+    words = WORDS.get(options.penalty, options.penalty)
     out.print(
-        f"{len(lams)} members, penalty {options.penalty}, {options.steps} steps, batch {options.batch}, seed "
-        f"{options.seed}: {len(data.y_train)} digits to train on, {len(y)} to validate, {len(data.y_test)} to test. "
+        f"{len(lams)} members, penalty {words}, {options.steps} steps, batch {options.batch}, seed {options.seed}: "
+        f"{len(data.y_train)} digits to train on, {len(y)} to validate, {len(data.y_test)} to test. "
         f"zeros = exact ones in the penalized weights; live = hidden units, of {UNITS}, with a weight that is not 0."
     )
     paths = {}
@@ -237,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     (options.out / "path.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     from _path_plots import draw  # late: the numbers are saved before matplotlib is even imported
 
-    pictures = draw(options.out, paths, lams, picks, VALIDATION_EXAMPLES, options.penalty)
+    pictures = draw(options.out, paths, lams, picks, VALIDATION_EXAMPLES, words)
     networks = [f"picked_{wing}.safetensors" for wing in paths]
     out.print(f"In {options.out}: {', '.join(['path.csv', 'path.json', *networks, *pictures])}")
     return 0
