@@ -207,7 +207,7 @@ def draw(data: dict[str, np.ndarray], found: dict[str, Any], max_norm: float) ->
     of_right = found["ends"]["right targets only"]["weight"]
     far = {name: np.abs(found["ends"][name]["weight"] - of_right).max() for name in ("plain", "clipped")}
     right.set_title(
-        f"Largest distance from the fit of right targets: plain {far['plain']:.2f}, clipped {far['clipped']:.2f}"
+        f"Largest distance from the fit of right targets:\nplain {far['plain']:.2f}, clipped {far['clipped']:.2f}"
     )
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)

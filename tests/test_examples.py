@@ -166,6 +166,27 @@ def test_per_example_clips_each_example_and_says_why_not_the_penalty() -> None:
     assert torch_says == jax_says and "the loss is penalized; a penalty belongs to the parameters" in torch_says
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("per_example", ["--max-norm", "0"], "argument --max-norm: must be a number > 0, got '0'"),
+        ("per_example", ["--max-norm", "inf"], "argument --max-norm: must be a number > 0, got 'inf'"),
+        ("per_example", ["--steps", "0"], "argument --steps: must be an integer >= 1, got '0'"),
+        ("ensemble", ["--members", "1"], "argument --members: must be an integer between 2 and 1000, got '1'"),
+        ("ensemble", ["--wing", "both"], "argument --wing: invalid choice: 'both'"),
+        ("checkpoint_resume", ["--steps", "1"], "argument --steps: must be an integer >= 2, got '1'"),
+        ("checkpoint_resume", ["--run", "taken/file"], "cannot write to 'taken': File exists"),
+    ],
+)
+def test_bad_options_are_named(name: str, options: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", *options], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
 def python_path(*first: Path) -> str:
     return os.pathsep.join([*map(str, first), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
 
