@@ -2,7 +2,7 @@
 
 Ensembles: 32 MLPs 64-64-64-10, batch 64, each with its own strength and learning rate, by `ensemble(train_step)` with
 `prox_adam`; against 32 `nn.Module`s with `torch.optim.Adam(foreach=True)` one after the other, and against 32 calls of
-one compiled step. Gradients: a convnet with 5k parameters, 256 examples. Nothing fails for being slow.
+one compiled step. Gradients: 256 examples, a small convnet of two convolutions. Nothing fails for being slow.
 """
 
 import argparse
@@ -107,7 +107,7 @@ def torch_loop(members: int) -> Variant:
     return Variant("torch: nn.Module and torch.optim.Adam, one by one", run)
 
 
-def torch_members(members: int) -> list[Variant]:
+def torch_members(members: int, compiled: bool) -> list[Variant]:
     import torch
     from torch.nn.functional import cross_entropy, linear
 
@@ -123,14 +123,15 @@ def torch_members(members: int) -> list[Variant]:
         return cross_entropy(x, y)
 
     pair = fr.train_step(loss, lambda h: fr.prox_adam(h["lr"], fr.l1(h["lam"])))
-    compiled = torch.compile(pair[1], fullgraph=True)
+    one = torch.compile(pair[1], fullgraph=True) if compiled else pair[1]
+    many = fr.ensemble(*pair, donate=True, compiled=compiled)
     return [
-        looped("torch: compiled step, one by one", pair[0], compiled, fr.unstack(params), fr.unstack(hyper), batch),
-        ensembled("torch: ensemble", *fr.ensemble(*pair, donate=True), params, hyper, batch, 12.0),
+        looped("torch: compiled step, one by one", pair[0], one, fr.unstack(params), fr.unstack(hyper), batch),
+        ensembled("torch: ensemble", *many, params, hyper, batch, 12.0),
     ]
 
 
-def jax_members(members: int) -> list[Variant]:
+def jax_members(members: int, compiled: bool) -> list[Variant]:
     import jax
     import jax.numpy as jnp
     import optax
@@ -147,11 +148,12 @@ def jax_members(members: int) -> list[Variant]:
         return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()
 
     pair = fr.train_step(loss, lambda h: fr.prox_adam(h["lr"], fr.l1(h["lam"])))
-    jitted = jax.jit(pair[1])
+    one = jax.jit(pair[1]) if compiled else pair[1]
+    many = fr.ensemble(*pair, donate=True, compiled=compiled)
     wait = jax.block_until_ready
     return [
-        looped("jax: jitted step, one by one", pair[0], jitted, fr.unstack(params), fr.unstack(hyper), batch, wait),
-        ensembled("jax: ensemble", *fr.ensemble(*pair, donate=True), params, hyper, batch, 10.0, wait),
+        looped("jax: jitted step, one by one", pair[0], one, fr.unstack(params), fr.unstack(hyper), batch, wait),
+        ensembled("jax: ensemble", *many, params, hyper, batch, 10.0, wait),
     ]
 
 
@@ -180,20 +182,19 @@ def looped(name: str, init: Any, step: Any, members: Any, hyper: Any, batch: Any
     return Variant(name, run)
 
 
-def torch_examples(count: int) -> list[Variant]:
+def torch_examples(count: int, compiled: bool) -> list[Variant]:
     import torch
 
     import funcreg.torch as fr
 
     torch.manual_seed(0)
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 8, 3, padding=1),
+        torch.nn.Conv2d(1, 8, 3, stride=2, padding=1),
         torch.nn.ReLU(),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Conv2d(8, 16, 3, padding=1),
+        torch.nn.Conv2d(8, 16, 3, stride=2, padding=1),
         torch.nn.ReLU(),
         torch.nn.Flatten(),
-        torch.nn.Linear(256, 10),
+        torch.nn.Linear(64, 10),
     )
     params = {name: p.detach() for name, p in net.named_parameters()}
     x, y = torch.randn(count, 1, 8, 8), torch.randint(10, (count,))
@@ -220,11 +221,15 @@ def torch_examples(count: int) -> list[Variant]:
     return [
         Variant("torch: backward, example by example", loop),
         Variant("torch: per_example", run_of(function), 5.0),
-        Variant("torch: per_example, compiled", run_of(torch.compile(function, fullgraph=True)), 5.0),
+        *(
+            [Variant("torch: per_example, compiled", run_of(torch.compile(function, fullgraph=True)))]
+            if compiled
+            else []
+        ),
     ]
 
 
-def jax_examples(count: int) -> list[Variant]:
+def jax_examples(count: int, compiled: bool) -> list[Variant]:
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -235,8 +240,8 @@ def jax_examples(count: int) -> list[Variant]:
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            x = nn.max_pool(nn.relu(nn.Conv(8, (3, 3))(x)), (2, 2), (2, 2))
-            x = nn.relu(nn.Conv(16, (3, 3))(x))
+            x = nn.relu(nn.Conv(8, (3, 3), strides=2, padding=1)(x))
+            x = nn.relu(nn.Conv(16, (3, 3), strides=2, padding=1)(x))
             return nn.Dense(10)(x.reshape(len(x), -1))
 
     rng = np.random.default_rng(0)
@@ -247,9 +252,10 @@ def jax_examples(count: int) -> list[Variant]:
     def loss(params: Any, x: Any, y: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(Net().apply(params, x), y).mean()
 
-    one = jax.jit(jax.value_and_grad(loss))
+    jit = jax.jit if compiled else lambda function: function
+    one = jit(jax.value_and_grad(loss))
     rows = [(x[i : i + 1], y[i : i + 1]) for i in range(count)]
-    function = jax.jit(fr.per_example(loss))
+    function = jit(fr.per_example(loss))
 
     def loop(steps: int) -> None:
         for _ in range(steps):
@@ -289,26 +295,31 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
     parser.add_argument("--rounds", type=int, default=5, help="measurements per case (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=200, help="steps per measurement (default: %(default)s)")
     parser.add_argument("--warm", type=int, default=20, help="steps before (default: %(default)s)")
+    parser.add_argument("--eager", action="store_true", help="compile nothing, to try this script")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write machine and results to this file")
     args = parser.parse_args(argv)
     for name in ("members", "examples", "rounds", "steps"):
         if getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be >= 1, got {getattr(args, name)}")
     families, wings = args.only or FAMILIES, args.wing or WINGS
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     where = machine(["torch", *wings], "cpu")
     console.print("\n".join(f"{key}: {value}" for key, value in where.items()), highlight=False)
     results: dict[str, list[Result]] = {}
     jobs = []
     if "ensemble" in families:
-        of_wing = {"torch": torch_members, "jax": jax_members}
-        build = lambda: [torch_loop(args.members), *(v for w in wings for v in of_wing[w](args.members))]  # noqa: E731
+
+        def build() -> list[Variant]:
+            of_wing = {"torch": torch_members, "jax": jax_members}
+            members = [v for wing in wings for v in of_wing[wing](args.members, not args.eager)]
+            return [torch_loop(args.members), *members]
+
         jobs.append((f"{args.members} MLPs, a training step of all", build, args.steps))
     if "per_example" in families:
         for wing in wings:
             of = {"torch": torch_examples, "jax": jax_examples}[wing]
             title = f"{wing}: gradients of {args.examples} examples"
-            jobs.append((title, lambda of=of: of(args.examples), max(1, args.steps // 40)))
+            jobs.append((title, lambda of=of: of(args.examples, not args.eager), max(1, args.steps // 40)))
     for title, build, steps in jobs:
         with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
             variants = build()

@@ -349,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
         "attach": lambda: torch_attached(args.widths, args.batch, args.device),
     }
     families = [family for family in FAMILIES if family in (args.only or FAMILIES)]
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     where = machine(families, args.device)
     for key, value in where.items():
         console.print(f"{key + ':':14} {value}", highlight=False)

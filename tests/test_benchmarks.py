@@ -1,6 +1,6 @@
 """The benchmark measures what it says, in the order it says, and runs on a small net. How fast it is, is no test."""
 
-import importlib.util
+import importlib
 import json
 import re
 import sys
@@ -13,13 +13,20 @@ SMALL = ["--widths", "12", "8", "4", "--batch", "8", "--rounds", "2", "--steps",
 
 
 @pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("train_step", ROOT / "benchmarks" / "train_step.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_step"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["train_step"]
+def scripts():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def bench(scripts):
+    return scripts("train_step")
+
+
+@pytest.fixture(scope="module")
+def ensembles(scripts):
+    return scripts("ensemble")
 
 
 class Clock:
@@ -129,3 +136,26 @@ def test_impossible_arguments_are_refused(bench, argument, value, capsys):
         bench.main([argument, value])
     assert stopped.value.code == 2
     assert argument in capsys.readouterr().err
+
+
+def test_how_much_faster_is_that_of_the_loop_in_the_same_round(ensembles, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(ensembles.time, "perf_counter", clock)
+    loop, fast = (ensembles.Variant(name, clock.advance(name, s), 5.0) for name, s in (("loop", 8.0), ("fast", 1.0)))
+    results = ensembles.measure([loop, fast], rounds=7, steps=1, warm=1, tick=lambda: None)
+    assert [r.case for r in results] == ["loop", "fast"]
+    assert results[0].faster == 1 and results[1].faster == pytest.approx(8, rel=0.1)
+
+
+@pytest.mark.relaxed_promotion  # the benchmark is what a user writes
+def test_the_ensemble_benchmark_runs(ensembles, tmp_path, capsys):
+    small = ["--eager", "--members", "2", "--examples", "3", "--rounds", "1", "--steps", "1", "--warm", "1"]
+    results = ensembles.main([*small, "--json", str(tmp_path / "out.json")])
+    assert [len(family) for family in results.values()] == [5, 2, 2]
+    assert all(r.milliseconds > 0 and r.faster > 0 for family in results.values() for r in family)
+    out = capsys.readouterr().out
+    assert "torch: ensemble" in out and "jax: per_example" in out and ">= 12" in out
+    assert json.loads((tmp_path / "out.json").read_text())["results"].keys() == results.keys()
+    with pytest.raises(SystemExit):
+        ensembles.main(["--members", "0"])
+    assert "argument --members: must be >= 1, got 0" in capsys.readouterr().err
