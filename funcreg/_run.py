@@ -35,11 +35,12 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         run: the `Run` up to there.
+        signal: `signal.SIGINT` or `signal.SIGTERM`.
     """
 
-    def __init__(self, message: str, run: Run) -> None:
+    def __init__(self, message: str, run: Run, signal: signal.Signals) -> None:
         super().__init__(message)
-        self.run = run
+        self.run, self.signal = run, signal
 
 
 def run(
@@ -98,9 +99,9 @@ def run(
             now = so_far()
             if file is not None:
                 _save(wing, file, now, hyper)
-    if done < steps:
+    if stop:  # also in the last step: whoever sent the signal wants the process to end
         kept = f"saved in {file}; the same call resumes it" if file is not None else "the exception's `run` holds it"
-        raise Interrupted(f"stopped after step {done} of {steps}; {kept}", now)
+        raise Interrupted(f"stopped after step {done} of {steps}; {kept}", now, signal.Signals(stop[0]))
     return now
 
 

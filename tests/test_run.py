@@ -67,6 +67,7 @@ def test_a_stopped_run_loses_nothing_and_is_resumed(wing, number, tmp_path):
     with pytest.raises(wing.fr.Interrupted, match="stopped after step 5 of 9; saved in") as caught:
         wing.fr.run(step, state, hyper, interrupted, STEPS, progress=False, path=path)
     assert caught.value.run.steps == 5 and isinstance(caught.value, KeyboardInterrupt)
+    assert caught.value.signal == number
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     seen = []
     resumed = wing.fr.run(step, state, hyper, lambda i: seen.append(i) or batch(i), STEPS, progress=False, path=path)
@@ -78,6 +79,20 @@ def test_a_stopped_run_loses_nothing_and_is_resumed(wing, number, tmp_path):
     with pytest.raises(wing.fr.Interrupted, match="the exception's `run` holds it") as caught:
         wing.fr.run(step, state, hyper, interrupted, STEPS, progress=False)
     assert caught.value.run.steps == 5
+
+
+@each_wing
+def test_a_signal_in_the_last_step_still_stops_the_script(wing):
+    step, state, hyper, batch = ensemble(wing)
+
+    def interrupted(i):
+        if i == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(i)
+
+    with pytest.raises(wing.fr.Interrupted, match="stopped after step 2 of 2") as caught:
+        wing.fr.run(step, state, hyper, interrupted, 2, progress=False)
+    assert caught.value.run.steps == 2
 
 
 @each_wing
