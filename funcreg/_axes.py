@@ -52,6 +52,9 @@ def length(where: str, name: str, array: Any, axis: int) -> int:
     return shape[axis]
 
 
+_STACK = "stack([params, ...]) makes trees with that axis"
+
+
 def count_members(wing: Any, where: str = "ensemble", **trees: Any) -> int:
     """The length of the leading axis of every leaf of every tree."""
     count, first = 0, ""
@@ -63,11 +66,11 @@ def count_members(wing: Any, where: str = "ensemble", **trees: Any) -> int:
             if shape is None:
                 raise TypeError(f"{where}: {name} must be an array with a leading axis member, got {leaf!r}")
             if len(shape) == 0:
-                raise ValueError(f"{where}: {name} has no leading axis member: it is {form(leaf)}")
+                raise ValueError(f"{where}: {name} has no leading axis member: it is {form(leaf)}; {_STACK}")
             if not first:
                 count, first = shape[0], name
             if shape[0] != count:
-                raise ValueError(f"{where}: {first} has {count} members, but {name} has {shape[0]}")
+                raise ValueError(f"{where}: {first} has {count} members, but {name} has {shape[0]}; {_STACK}")
     if not first:
         raise ValueError(f"{where}: found no array in {', '.join(trees)}")
     if count == 0:
@@ -77,8 +80,13 @@ def count_members(wing: Any, where: str = "ensemble", **trees: Any) -> int:
 
 def check_alike(wing: Any, where: str, trees: Sequence[Any]) -> None:
     """Refuse an empty list, and trees that differ in names, shapes or dtypes."""
+    if not isinstance(trees, (list, tuple)):
+        raise TypeError(f"{where}: members must be a list of trees, got {type(trees).__name__}")
     if len(trees) == 0:
         raise ValueError(f"{where}: got an empty list; an ensemble has at least one member")
+    for path, leaf in zip(*wing.paths_and_leaves(trees[0])[:2], strict=True):
+        if not hasattr(leaf, "shape"):
+            raise TypeError(f"{where}: the leaf {'.'.join(path)!r} must be an array, got {leaf!r}")
     first = forms(wing, trees[0])
     for i, tree in enumerate(trees):
         other = forms(wing, tree)

@@ -67,6 +67,8 @@ def check_clip(wing: Any, where: str, grads: Any, weights: Any, reduction: str) 
     if reduction not in ("mean", "sum"):
         raise ValueError(f"{where}: reduction must be 'mean' or 'sum', got {reduction!r}")
     count = count_examples(wing, where, grads)
+    if weights is not None and hasattr(weights, "dtype") and not wing.is_real(weights):
+        raise TypeError(f"{where}: weights must be real, got {weights.dtype}")
     if weights is not None and tuple(getattr(weights, "shape", ())) != (count,):
         got = list(weights.shape) if hasattr(weights, "shape") else weights
         raise ValueError(f"{where}: weights must have shape [{count}], one per example, got {got}")
@@ -77,9 +79,17 @@ def count_examples(wing: Any, where: str, grads: Any) -> int:
     flat = wing.flatten(grads)
     if not flat.leaves:
         raise ValueError(f"{where}: grads has no floating-point array")
+    for name, leaf in zip(flat.names, flat.leaves, strict=True):
+        if wing.is_complex(leaf):
+            raise TypeError(
+                f"{where}: grads {name!r} is complex, for which this norm is not defined here: store real and "
+                "imaginary parts as a last axis of two"
+            )
     count = length(where, f"grads {flat.names[0]!r}", flat.leaves[0], 0)
     for name, leaf in zip(flat.names, flat.leaves, strict=True):
         found = length(where, f"grads {name!r}", leaf, 0)
         if found != count:
             raise ValueError(f"{where}: grads {flat.names[0]!r} has {count} examples, but {name!r} has {found}")
+    if count == 0:
+        raise ValueError(f"{where}: grads {flat.names[0]!r} has 0 examples")
     return count

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._flat import from_flat, to_flat
+from ._penalty import Penalty
 
 
 class Run(NamedTuple):
@@ -70,9 +71,14 @@ def run(
         if file.exists():
             now = _load(wing, file, state, hyper)
     if now.steps > steps:
-        raise ValueError(f"run: {file} was stopped after step {now.steps}, but steps is {steps}")
+        raise ValueError(
+            f"run: {file} holds {now.steps} steps, but steps is {steps}; ask for more, or name another path"
+        )
+    if file is not None:
+        _save(wing, file, now, hyper)  # what cannot be saved is found out before anything was computed
     state, metrics, done = now
     new: list[dict[str, Any]] = []  # on the device until they are asked for, so that no step waits for the host
+    shapes = {name: x.shape[1:] for name, x in metrics.items()}
     saved = time.monotonic()
 
     def so_far() -> Run:
@@ -87,6 +93,7 @@ def run(
                 if not isinstance(arguments, tuple):
                     raise TypeError(f"run: batch(i) must return a tuple of arguments, got {type(arguments).__name__}")
                 next_state, measured = step(state, hyper, *arguments)
+                shapes = _shapes(measured, shapes)
                 state, done = next_state, done + 1
                 new.append(measured)
                 advance()
@@ -98,11 +105,28 @@ def run(
         finally:  # also when the batch or the step fails
             now = so_far()
             if file is not None:
-                _save(wing, file, now, hyper)
+                try:
+                    _save(wing, file, now, hyper)
+                except Exception as error:
+                    error.add_note(f"run: {file} was not written; the exception's `run` holds step {done} of {steps}.")
+                    error.run = now  # pyright: ignore[reportAttributeAccessIssue]
+                    raise
     if stop:  # also in the last step: whoever sent the signal wants the process to end
         kept = f"saved in {file}; the same call resumes it" if file is not None else "the exception's `run` holds it"
         raise Interrupted(f"stopped after step {done} of {steps}; {kept}", now, signal.Signals(stop[0]))
     return now
+
+
+def _shapes(metrics: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The shapes of a step's metrics; refuses others than those of the steps before."""
+    shapes = {name: tuple(x.shape) if hasattr(x, "shape") else type(x).__name__ for name, x in metrics.items()}
+    for name in [*before, *shapes]:
+        if isinstance(shapes.get(name), str) or (before and before.get(name) != shapes.get(name)):
+            raise ValueError(
+                f"run: every step must return the same metrics, arrays of the same shapes; {name!r} was "
+                f"{before.get(name, 'not there')} and is {shapes.get(name, 'not there')}"
+            )
+    return shapes
 
 
 def _append(wing: Any, metrics: dict[str, np.ndarray], new: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -154,14 +178,19 @@ def _save(wing: Any, file: Path, now: Run, hyper: Any) -> None:
     flat |= {f"metrics.{name}": x for name, x in now.metrics.items()}
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
-        wing.save_file(part, flat, {_STEPS: str(now.steps)})
+        wing.save_file(part, flat, {_STEPS: str(now.steps), _RULES: repr(_rules(hyper))})
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
 
 
 def _load(wing: Any, file: Path, state: Any, hyper: Any) -> Run:
-    flat, metadata = wing.load_file(file)
+    try:
+        flat, metadata = wing.load_file(file)
+    except Exception as error:
+        raise ValueError(
+            f"run: {file} cannot be read ({error}); remove it to begin anew, or name another path"
+        ) from error
     if _STEPS not in metadata:
         raise ValueError(f"run: {file} is no checkpoint of a run; name another path")
     parts: dict[str, dict[str, Any]] = {"state": {}, "hyper": {}, "metrics": {}}
@@ -172,9 +201,14 @@ def _load(wing: Any, file: Path, state: Any, hyper: Any) -> Run:
     for name in [*given, *before]:
         if name not in given or name not in before or not np.array_equal(given[name], before[name], equal_nan=True):
             raise ValueError(
-                f"run: {file} was trained with another hyper-parameter {name!r}; remove the file to begin anew, or "
-                "pass what it was trained with"
+                f"run: {file} was trained with {name!r} = {_short(before, name)} in hyper, now it is "
+                f"{_short(given, name)}; remove the file to begin anew, or pass what it was trained with"
             )
+    if metadata.get(_RULES) != repr(_rules(hyper)):
+        raise ValueError(
+            f"run: {file} was trained with the penalties {metadata.get(_RULES)} in hyper, now they are "
+            f"{_rules(hyper)}; remove the file to begin anew"
+        )
     metrics = {name: wing.as_numpy(x) for name, x in parts["metrics"].items()}
     try:
         return Run(from_flat(wing, state, parts["state"]), metrics, int(metadata[_STEPS]))
@@ -183,10 +217,27 @@ def _load(wing: Any, file: Path, state: Any, hyper: Any) -> Run:
         raise
 
 
-_STEPS = "funcreg.run.steps"
+_STEPS, _RULES = "funcreg.run.steps", "funcreg.run.rules"
+
+
+def _rules(hyper: Any) -> list[str]:
+    """The penalties among the hyper-parameters, without their strengths, which are saved as arrays."""
+    if isinstance(hyper, Penalty):
+        return [
+            f"{p.rule.name}{dict(p.rule.options) or ''}{[s.globs or s.rows for s in p.selectors]}" for p in hyper.parts
+        ]
+    values = hyper.values() if isinstance(hyper, dict) else hyper if isinstance(hyper, (list, tuple)) else ()
+    return [rule for value in values for rule in _rules(value)]
+
+
+def _short(numbers: dict[str, np.ndarray], name: str) -> str:
+    return np.array2string(numbers[name], threshold=6, edgeitems=2) if name in numbers else "nothing"
 
 
 def _numbers(wing: Any, hyper: Any) -> dict[str, np.ndarray]:
     paths, leaves, _ = wing.paths_and_leaves(hyper)
+    for path, leaf in zip(paths, leaves, strict=True):
+        if not (hasattr(leaf, "dtype") or isinstance(leaf, (bool, int, float))):
+            raise TypeError(f"run: hyper {'.'.join(path)!r} must be an array or a number to be saved, got {leaf!r}")
     arrays = [wing.as_numpy(x) if wing.is_array(x) else np.asarray(x) for x in leaves]
     return {".".join(path): x for path, x in zip(paths, arrays, strict=True)}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ._flat import forms
+from ._flat import form, forms
 from ._penalty import Penalty
 from ._training import Parts, Penalized, at, check_scalar
 
@@ -36,11 +37,17 @@ def train_step(
             f"prox_adam(hyper['lr'], l1(hyper['lam'])), got {type(make).__name__}"
         )
     wing = penalty_class.wing
-    bare, in_loss = (loss.loss, loss.penalty) if isinstance(loss, Penalized) else (loss, None)
+    bare, in_loss = loss, []
+    while isinstance(bare, Penalized):
+        bare, in_loss = bare.loss, [*in_loss, bare.penalty]
     takes_hyper = _takes_hyper(bare)
 
     def transformation(hyper: Any) -> Any:
-        made = make(hyper)
+        try:
+            made = make(hyper)
+        except (KeyError, TypeError, AttributeError) as error:
+            error.add_note(f"train_step: make was called with hyper = {_brief(hyper)}.")
+            raise
         if not (hasattr(made, "init") and hasattr(made, "update")):
             raise TypeError(f"train_step: make must return a transformation (init, update), got {made!r}")
         return made
@@ -54,29 +61,34 @@ def train_step(
                 else "train_step: init got extra, but has_extra=False; say has_extra=True, with a loss (params, extra, "
                 "*batch) -> (scalar, new_extra)"
             )
+        check_trainable(wing, "train_step", params)
         params = wing.own(params)
         return TrainState(params, transformation(hyper).init(params), wing.own(extra))
 
     def objective(params: Any, extra: Any, hyper: Any, batch: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-        """What is differentiated, and (bare loss, the penalties in it: none or one, new extra)."""
+        """What is differentiated, and (bare loss, the penalties in it, new extra)."""
         keywords = {"hyper": hyper} if takes_hyper else {}
         if has_extra:
             value, extra = _split(wing, bare(params, wing.own(extra), *batch, **keywords), extra)
         else:
             value = bare(params, *batch, **keywords)
-        parts = None
+        penalties = [penalty.value(params) for penalty in in_loss]
+        total, parts = value, None
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Parts):
-            value, parts = value
-        advice = "has_extra=True if it returns (scalar, new_extra)" if isinstance(value, tuple) else "take its mean"
-        check_scalar("train_step", value, advice)
-        if parts is not None:
-            return value, (parts.loss, [parts.penalty], extra)
-        if in_loss is None:
-            return value, (value, [], extra)
-        penalty = in_loss.value(params)
-        return wing.total([value, penalty], [value, penalty]), (value, [penalty], extra)
+            total, parts = value
+        advice = "has_extra=True if it returns (scalar, new_extra)" if isinstance(total, tuple) else "take its mean"
+        check_scalar("train_step", total, advice)
+        if in_loss:
+            total = wing.total([total, *penalties], [total, *penalties])
+        if parts is None:
+            return total, (value, penalties, extra)
+        return total, (parts.loss, [parts.penalty, *penalties], extra)
 
     def step(state: TrainState, hyper: Any, *batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        if not isinstance(state, TrainState):
+            raise TypeError(
+                f"train_step: state must be a TrainState, which init(params, hyper) returns, got {type(state).__name__}"
+            )
         params, opt_state, extra = state
         chosen = transformation(hyper)
         (_, (value, penalties, extra)), grads = wing.value_and_grad(objective, params, extra, hyper, batch)
@@ -94,11 +106,35 @@ def train_step(
 
 
 def _takes_hyper(loss: Callable[..., Any]) -> bool:
+    """Whether the loss asks for the hyper-parameters: by a parameter of that name to which nothing is bound."""
     try:
-        parameter = inspect.signature(loss).parameters.get("hyper")
+        parameters = inspect.signature(loss).parameters
     except (TypeError, ValueError):  # a builtin
         return False
-    return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    parameter = parameters.get("hyper")
+    bound = isinstance(loss, functools.partial) and "hyper" in loss.keywords
+    if parameter is None or bound or parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        return False
+    later = [*parameters.values()][[*parameters].index("hyper") + 1 :]
+    if any(p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in later):
+        raise TypeError(
+            "train_step: the loss gets hyper by name and the batch by position: put the parameter hyper after the "
+            f"batch, or behind *; got ({', '.join(parameters)})"
+        )
+    return True
+
+
+def _brief(hyper: Any) -> str:
+    return f"a dict with {', '.join(map(repr, hyper)) or 'nothing'}" if isinstance(hyper, dict) else repr(hyper)
+
+
+def check_trainable(wing: Any, where: str, params: Any) -> None:
+    for name, leaf in wing.flatten(params).passed_over:
+        what = form(leaf) if hasattr(leaf, "dtype") else repr(leaf)
+        raise TypeError(
+            f"{where}: the leaf {name!r} of params is no trainable floating-point array: {what}; leave it out, or "
+            "put it into extra (has_extra=True)"
+        )
 
 
 def _split(wing: Any, returned: Any, extra: Any) -> tuple[Any, Any]:

@@ -1,5 +1,7 @@
 """Gradients of single examples are those of a loop; clipping is exact; what has no such gradient is refused."""
 
+import threading
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -162,6 +164,13 @@ def test_wrong_input_is_refused_by_name(wing):
         (lambda: fr.clip_per_example({"a": x}, 1.0, reduction="max"), ValueError, "'mean' or 'sum', got 'max'"),
         (lambda: fr.clip_per_example({"a": x}, 1.0, weights=x), ValueError, r"weights must have shape \[7\]"),
         (lambda: fr.clip_per_example({"a": x, "b": y[:3]}, 1.0), ValueError, "'a' has 7 examples, but 'b' has 3"),
+        (lambda: fr.clip_per_example({"a": x[:0]}, 1.0), ValueError, "0 examples"),
+        (lambda: fr.per_example_norms({"a": wing.leaf(np.ones((2, 2)), "complex64")}), TypeError, "'a' is complex"),
+        (
+            lambda: fr.per_example(loss)({"n": wing.leaf(np.ones(2), "int32")}, x),
+            TypeError,
+            "'n' of params is no train",
+        ),
         (lambda: fr.per_example_norms({}), ValueError, "no floating-point array"),
     ]:
         with pytest.raises(error, match=message):
@@ -193,6 +202,20 @@ def test_batch_norm_of_torch_is_refused_in_training_mode(tracked):
         with pytest.raises(ValueError, match="statistics of the batch"):
             funcreg.torch.per_example(loss)(params, torch.ones(3, 1, 4, 4))
     assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_other_threads_may_train_batch_norm_meanwhile():
+    net, other = torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)
+
+    def loss(params, x):
+        thread = threading.Thread(target=lambda: done.append(other(torch.ones(3, 2))))
+        thread.start()
+        thread.join()
+        return torch.func.functional_call(net, params, (x,)).square().mean()
+
+    done = []
+    funcreg.torch.per_example(loss)(funcreg.torch.params(net), torch.ones(3, 2))
+    assert len(done) == 1
 
 
 @pytest.mark.parametrize("at_call", [True, False])

@@ -122,7 +122,7 @@ def test_it_saves_now_and_then(wing, tmp_path):
         return batch(i)
 
     wing.fr.run(step, state, hyper, watched, STEPS, progress=False, path=path, save_every=0)
-    assert sizes[0] == 0 and sorted(set(sizes)) == sizes  # a longer one after every step
+    assert sizes[0] > 0 and sorted(set(sizes)) == sizes  # before the first step, and a longer one after every step
 
 
 @each_wing
@@ -134,11 +134,11 @@ def test_another_set_up_is_refused(wing, tmp_path):
     def go(state=state, hyper=hyper, batch=batch, steps=STEPS, path=path, **options):
         return wing.fr.run(step, state, hyper, batch, steps, progress=False, path=path, **options)
 
-    with pytest.raises(ValueError, match="another hyper-parameter 'lr'"):
+    with pytest.raises(ValueError, match="trained with 'lr' = 0.01 in hyper, now it is 0.02"):
         go(hyper=hyper | {"lr": 0.02})
-    with pytest.raises(ValueError, match="another hyper-parameter 'new'"):
+    with pytest.raises(ValueError, match="'new' = nothing in hyper, now it is 1"):
         go(hyper=hyper | {"new": 1.0})
-    with pytest.raises(ValueError, match="steps is 1"):
+    with pytest.raises(ValueError, match="holds 2 steps, but steps is 1"):
         go(steps=1)
     with pytest.raises(ValueError, match="is missing 'params.v'") as caught:
         go(state=state._replace(params={"v": state.params["w"]}))
@@ -150,6 +150,9 @@ def test_another_set_up_is_refused(wing, tmp_path):
     save_file({"a": np.zeros(2)}, other)
     with pytest.raises(ValueError, match="is no checkpoint of a run"):
         go(path=other)
+    other.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="other.safetensors cannot be read .* remove it to begin anew"):
+        go(path=other)
     for options, error, message in [
         ({"batch": [1, 2]}, TypeError, "batch must be a function"),
         ({"batch": lambda i: batch(i)[0]}, TypeError, "must return a tuple"),
@@ -159,6 +162,50 @@ def test_another_set_up_is_refused(wing, tmp_path):
     ]:
         with pytest.raises(error, match=message):
             go(**options)
+
+
+@each_wing
+def test_a_penalty_among_the_hyper_parameters_is_part_of_the_set_up(wing, tmp_path):
+    _, _, _, batch = ensemble(wing)
+    path = tmp_path / "run.safetensors"
+    init, step = wing.fr.train_step(
+        lambda p, x, y: ((x @ p["w"] - y) ** 2).mean(), lambda h: wing.fr.prox_sgd(0.1, h["p"])
+    )
+
+    def go(penalty):
+        state = init(wing.array({"w": np.ones(4)}), {"p": penalty})
+        return wing.fr.run(step, state, {"p": penalty}, batch, 2, progress=False, path=path)
+
+    go(wing.fr.l1(0.1))
+    assert go(wing.fr.l1(0.1)).steps == 2
+    with pytest.raises(ValueError, match="trained with the penalties .*l1.* now they are .*l2"):
+        go(wing.fr.l2(0.1))
+
+
+@each_wing
+def test_what_cannot_be_saved_is_refused_before_anything_runs(wing, tmp_path):
+    step, state, hyper, batch = ensemble(wing)
+    seen = []
+    with pytest.raises(TypeError, match="hyper 'name' must be an array or a number to be saved, got 'x'"):
+        wing.fr.run(step, state, hyper | {"name": "x"}, seen.append, 3, progress=False, path=tmp_path / "run")
+    assert seen == []
+
+
+@each_wing
+def test_metrics_that_change_are_refused_and_the_steps_kept(wing, tmp_path):
+    step, state, hyper, batch = ensemble(wing)
+    whole = wing.fr.run(step, state, hyper, batch, STEPS, progress=False)
+    count = [0]
+
+    def changing(state, hyper, *batch):
+        count[0] += 1
+        state, metrics = step(state, hyper, *batch)
+        return state, metrics | ({"late": metrics["loss"]} if count[0] == 4 else {})
+
+    path = tmp_path / "run"
+    with pytest.raises(ValueError, match="'late' was not there and is"):
+        wing.fr.run(changing, state, hyper, batch, STEPS, progress=False, path=path)
+    assert_same_bits(wing, wing.fr.run(step, state, hyper, batch, STEPS, progress=False, path=path), whole)
 
 
 @each_wing

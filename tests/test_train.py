@@ -2,13 +2,16 @@
 
 import functools
 from contextlib import nullcontext
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import torch
 
+import funcreg.jax
 import funcreg.torch
 from cases import CASES
 from wings import JAX, TORCH, each_wing, inductor
@@ -326,7 +329,7 @@ def test_a_compiled_step_is_compiled_once(wing):
     with inductor() if wing is TORCH else nullcontext():
         torch._dynamo.utils.counters.clear()
         state = slow = init(params, hyper)
-        step(state, hyper, batch)
+        step(state, {**hyper, "lr": 0.5}, batch)
         traced = len(traces)
         for i in range(4):
             own = {"lr": 0.01 * (i + 1), "strength": hyper["strength"] / (i + 1), "momentum": hyper["momentum"]}
@@ -347,6 +350,113 @@ def test_a_compiled_step_is_compiled_once(wing):
         assert_near(wing, after, want, 1e-6)
         for x, old in zip(jax.tree.leaves(after), before, strict=True):
             assert x.data_ptr() == old if wing is TORCH else old.is_deleted()
+
+
+@each_wing
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_donating_a_state_whose_leaves_change_places(wing, chunk):
+    """The new `extra` is the old parameter, in whose memory the new one is written."""
+    params = wing.array({"w": np.arange(12.0).reshape(3, 4)})
+
+    def loss(params, extra, x):
+        return ((params["w"] - x) ** 2).sum(), {"before": params["w"]}
+
+    pair = wing.fr.train_step(loss, lambda h: optax_of(wing).sgd(0.1), has_extra=True)
+    x, ends = wing.array(np.ones(4)), []
+    for donate in (False, True):
+        init, step = wing.fr.ensemble(*pair, chunk=chunk, compiled=wing is JAX, donate=donate)
+        state = init(params, {}, {"before": params["w"] * 0})
+        for _ in range(3):
+            state, _ = step(state, {}, x)
+        ends.append(state)
+    assert_near(wing, ends[1], ends[0], 0)
+
+
+@each_wing
+def test_penalties_around_penalties_all_count(wing):
+    with wing.precision("float64"):
+        params, hyper, batch = problem(wing)
+        member, own = wing.fr.unstack(params)[3], wing.fr.unstack(hyper)[3]
+        fr, bare = wing.fr, loss_of(wing)
+        inner, outer = fr.l1(0.3), fr.l2(0.7)
+        want = wing.numpy(bare(member, batch)) + wing.numpy((inner + outer).value(member))
+
+        def parts(params, batch):
+            return fr.penalize(bare, inner, parts=True)(params, batch)
+
+        for loss in (fr.penalize(fr.penalize(bare, inner), outer), fr.penalize(parts, outer)):
+            init, step = fr.train_step(loss, lambda h: fr.optax.sgd(0.1) if wing is TORCH else optax.sgd(0.1))
+            state, metrics = step(init(member, own), own, batch)
+            np.testing.assert_allclose(wing.numpy(metrics["loss"]), wing.numpy(bare(member, batch)), rtol=1e-14)
+            np.testing.assert_allclose(wing.numpy(metrics["objective"]), want, rtol=1e-14)
+            moved = wing.numpy(member["matrix"]) - 0.1 * wing.numpy(
+                wing.grad(lambda p: bare(p, batch) + (inner + outer).value(p))(member)["matrix"]
+            )
+            np.testing.assert_allclose(wing.numpy(state.params["matrix"]), moved, rtol=1e-12, atol=1e-14)
+
+
+@each_wing
+def test_hyper_reaches_a_loss_that_asks_for_it(wing):
+    params, hyper, batch = problem(wing, "float32", members=1)
+    member = wing.fr.unstack(params)[0]
+
+    def scaled(params, batch, hyper):
+        return loss_of(wing)(params, batch) * hyper["scale"]
+
+    def loss(of):
+        init, step = wing.fr.train_step(of, lambda h: wing.fr.prox_sgd(0.1, wing.fr.l1(0.1)))
+        own = {"scale": 2.0}
+        return float(wing.numpy(step(init(member, own), own, batch)[1]["loss"]))
+
+    bare = float(wing.numpy(loss_of(wing)(member, batch)))
+    assert loss(scaled) == pytest.approx(2 * bare)
+    assert loss(functools.partial(scaled, hyper={"scale": 100.0})) == pytest.approx(100 * bare)
+    with pytest.raises(TypeError, match="put the parameter hyper after the batch"):
+        wing.fr.train_step(lambda params, hyper, batch: scaled(params, batch, hyper), lambda h: None)
+
+
+@each_wing
+def test_a_batch_that_fails_fixes_no_shape(wing):
+    params, hyper, batch = problem(wing, "float32", members=2)
+    pair = wing.fr.train_step(loss_of(wing), lambda h: wing.fr.prox_sgd(0.1, wing.fr.l1(0.1)))
+    init, step = wing.fr.ensemble(*pair, compiled=False)
+    state = init(params, hyper)
+    wrong = wing.array({name: np.ones((EXAMPLES, *SHAPES[name][:-1], 9)) for name in SHAPES})
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        step(state, hyper, wrong)
+    step(state, hyper, batch)
+    more = {**batch, "other": batch["matrix"]}
+    refused(wing, lambda: step(state, hyper, more), ValueError, "'other'.* but the first one had")
+
+
+def test_many_ensembles_in_one_process():
+    """torch.compile allows eight programs for one code object; every number of members and every loss is one."""
+    fr = funcreg.torch
+    torch._dynamo.reset()
+    for i in range(10):
+        pair = fr.train_step(lambda p, x: ((p["w"] * x) ** 2).sum(), lambda h: fr.prox_sgd(h["lr"], fr.l1(0.1)))
+        init, step = fr.ensemble(*pair)
+        with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend="eager", options=None)):
+            state = init({"w": torch.ones(i + 1, i + 2)}, {"lr": 0.1})
+            step(state, {"lr": 0.1}, torch.ones(i + 2))
+
+
+@pytest.mark.parametrize("second", [jnp.full(3, 0.1), jnp.asarray(0.1), 0.1, np.full(3, 0.1, np.float32)])
+def test_weak_types_do_not_trace_again(second):
+    traces = []
+
+    def loss(params, x):
+        traces.append(1)
+        return ((params["w"] * x) ** 2).sum()
+
+    fr = funcreg.jax
+    init, step = fr.ensemble(*fr.train_step(loss, lambda h: fr.prox_adam(h["lr"], fr.l1(0.1))))
+    hyper = {"lr": jnp.array([0.1, 0.2, 0.3])}
+    state, _ = step(init({"w": jnp.full((3, 4), 1.0)}, hyper), hyper, jnp.ones(4))
+    traced = len(traces)
+    state, _ = step(state, {"lr": second}, jnp.ones(4))
+    step(state, hyper, jnp.ones(4))
+    assert len(traces) == traced
 
 
 @each_wing
@@ -447,6 +557,18 @@ def test_wrong_losses_are_refused(wing):
     init, _ = wing.fr.train_step(good, lambda h: 3)
     refused(wing, lambda: init(member, own), TypeError, "make must return a transformation")
     refused(wing, lambda: wing.fr.stack([]), ValueError, "stack: got an empty list")
+    refused(wing, lambda: wing.fr.stack(start), TypeError, "members must be a list of trees, got dict")
+    refused(wing, lambda: wing.fr.stack([{"a": "x"}]), TypeError, "the leaf 'a' must be an array, got 'x'")
+    whole = {**member, "n": wing.leaf(np.zeros(2), "int32")}
+    init, step = wing.fr.train_step(good, make)
+    refused(wing, lambda: init(whole, own), TypeError, r"leaf 'n' of params is no trainable .*int32\[2\]")
+    refused(wing, lambda: step(member, own, batch), TypeError, "state must be a TrainState, .* got dict")
+    with pytest.raises(KeyError) as caught:
+        init(member, {})
+    assert "make was called with hyper = a dict with nothing." in caught.value.__notes__[0]
+    init, _ = wing.fr.ensemble(init, step, compiled=False)
+    members = wing.fr.stack([member])
+    refused(wing, lambda: init(members, {"lr": "x"}), TypeError, "hyper 'lr' must be an array or a number, got 'x'")
     unequal = [wing.array({"a": np.zeros(2)}), wing.array({"a": np.zeros(3)})]
     refused(
         wing,

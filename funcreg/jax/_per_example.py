@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .. import _examples
+from .._step import check_trainable
 from .._training import check_hyper, check_scalar
 from . import _wing
 from ._kinks import norm
@@ -34,7 +35,8 @@ def per_example(
 
     Args:
         loss: `loss(params, *batch) -> scalar`, without a penalty, which belongs to the parameters and not to the
-            examples: add its gradient after the aggregation, or take a proximal step.
+            examples: add its gradient after the aggregation, or take a proximal step. One that the loss adds by itself
+            is not seen.
         chunk_size: how many examples at a time: memory for activations is that of one chunk. None: all.
         batch_axes: the axis of every batch argument that counts examples; or a tuple with one entry per argument, None
             for an argument that all examples share (class weights, a mask).
@@ -45,11 +47,13 @@ def per_example(
     Raises:
         TypeError: a penalized loss, or a loss that returns no scalar.
         ValueError: batch arguments of different lengths, an empty batch, or a module that normalizes by statistics of
-            the batch (batch norm in training mode): the gradient of a single example does not exist there.
+            the batch (batch norm in training mode): the gradient of a single example does not exist there. Modules
+            inside of a function that is compiled as a whole are not looked at.
     """
     _examples.check_options(loss, chunk_size, batch_axes)
 
     def values_and_grads(params: Params, *batch: Any) -> tuple[Array, Params]:
+        check_trainable(_wing, "per_example", params)
         axes, count = _examples.example_axes(_wing, batch_axes, batch)
 
         def one(params: Params, rows: list[Any]) -> Array:
@@ -95,10 +99,11 @@ def _refuse_batch_statistics() -> Iterator[None]:
 
             stack.enter_context(linen.intercept_methods(intercept))
         if nnx is not None:  # which has no interceptors
-            method = nnx.BatchNorm.__call__
+            method, caller = nnx.BatchNorm.__call__, threading.get_ident()
 
             def call(module: Any, *args: Any, **kwargs: Any) -> Any:
-                _check(module.use_running_average, kwargs, args[1:])
+                if threading.get_ident() == caller:  # the class is that of all threads
+                    _check(module.use_running_average, kwargs, args[1:])
                 return method(module, *args, **kwargs)
 
             stack.enter_context(_LOCK)

@@ -63,8 +63,9 @@ def ensemble(
 ) -> tuple[Init, Step]:
     """Many members trained as one, under vmap: per-member strengths, learning rates and any other hyper-parameter.
 
-    Parameters, states, hyper-parameters and metrics have a leading axis `member`. A hyper-parameter may also be one
-    number for all members. New values of hyper-parameters never recompile. Where this process has several devices, the
+    Parameters, states, hyper-parameters and metrics have a leading axis `member`, which `stack` makes; a single tree
+    whose leaves begin with axes of one length cannot be told from an ensemble. A hyper-parameter may also be one number
+    for all members. New values of hyper-parameters never recompile. Where this process has several devices, the
     members are spread over as many of them as divide the number of members.
 
     Args:
@@ -87,7 +88,7 @@ def ensemble(
             than the first one.
         TypeError: a leaf that is no array; options of a wrong type.
     """
-    plan = _members.Plan(_wing, batch_axes, chunk)
+    plan = _members.Plan(_wing, batch_axes, chunk, donate)
 
     def init_members(params: Params, hyper: Any, *extra: Any) -> TrainState:
         count, given = plan.start(params, hyper, extra)
@@ -114,10 +115,12 @@ def ensemble(
         return jax.jit(members, donate_argnums=(0,) if donate else ()) if compiled else members
 
     def step_members(state: TrainState, hyper: Any, *batch: Any) -> tuple[TrainState, dict[str, Array]]:
-        count, hyper, axes = plan.prepare(state, hyper, batch)
+        count, hyper, axes, checked = plan.prepare(state, hyper, batch)
         pairs = list(zip(batch, axes, strict=True))
         own = [jax.tree.map(lambda x, a=axis: jnp.moveaxis(x, a, 0), x) for x, axis in pairs if axis is not None]
-        return program(count, axes)(state, hyper, own, [x for x, axis in pairs if axis is None])
+        results = program(count, axes)(state, hyper, own, [x for x, axis in pairs if axis is None])
+        plan.done(checked)
+        return results
 
     return init_members, step_members
 
@@ -137,7 +140,7 @@ def _check_each(init: Init, count: int, params: Params, hyper: Any, *extra: Any)
     hyper = jax.tree.map(np.asarray, hyper)
     one = jax.eval_shape(lambda trees: _take(trees, 0), (params, *extra))
     for i in range(count):
-        own = _take(hyper, i)
+        own = jax.tree.map(np.asarray, _take(hyper, i))  # a scalar of bfloat16 is no NumPy number, a 0-d array is
         _members.naming_member(i, jax.eval_shape, lambda params, *extra, own=own: init(params, own, *extra), *one)
 
 
@@ -158,7 +161,6 @@ def stack(members: Sequence[Any]) -> Any:
         ValueError: an empty list, or trees that differ; names the leaf and the member.
         TypeError: a leaf that is no array.
     """
-    members = list(members)
     _axes.check_alike(_wing, "stack", members)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
@@ -192,13 +194,14 @@ def run(
 ) -> Run:
     """Take many steps, with a progress bar, and so that the run can be stopped and resumed without losing a step.
 
-    Ctrl-C and SIGTERM end it after the current step. With a path, the run is saved there then, when the step or the
-    batch fails, at the end and every `save_every` seconds; the same call with the same path goes on from there, and
-    ends with the same bits as an unbroken run. The file is written by safetensors, atomically.
+    Ctrl-C and SIGTERM end it after the current step, a second Ctrl-C in the middle of it. With a path, the run is saved
+    there then, when the step or the batch fails, at the end and every `save_every` seconds; the same call with the same
+    path goes on from there, and ends with the same bits as an unbroken run. The file is written by safetensors,
+    atomically.
 
     Args:
         step: `step(state, hyper, *batch) -> (state, metrics)`, of one member or of an ensemble.
-        state: from `init`.
+        state: from `init`. A step with `donate` uses it up.
         hyper: the hyper-parameters; those in the file must be the same.
         batch: `batch(i)`: the tuple of batch arguments of step `i`, counted from 0; a function of `i` alone, or a
             resumed run sees other batches.

@@ -184,7 +184,13 @@ def total(values: list[Array], leaves: list[Array]) -> Array:
 
 def own(tree: Params) -> Params:
     """A copy that neither writing into a NumPy array nor donating a JAX one changes."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf) if isinstance(leaf, (jax.Array, np.ndarray)) else leaf, tree)
+
+    def copy(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and getattr(leaf, "weak_type", False):
+            return jnp.array(leaf, leaf.dtype)  # updates have none: the second step would be another program
+        return jnp.array(leaf) if isinstance(leaf, (jax.Array, np.ndarray)) else leaf
+
+    return jax.tree.map(copy, tree)
 
 
 def as_numpy(x: Any) -> np.ndarray:
@@ -214,18 +220,24 @@ def value_and_grad(function: Callable[..., Any], *args: Any) -> tuple[tuple[Any,
 
 
 def member_array(value: Any, count: int, like: Params) -> Array:
-    """A hyper-parameter as an array with a member axis; numbers in the dtype of the parameters."""
-    leaves = flatten(like).leaves
-    if isinstance(value, bool | int | float):
-        return jnp.full((count,), value, leaves[0].dtype if leaves and isinstance(value, float) else None)
-    array = jnp.asarray(value)
-    return jnp.full((count,), array) if array.ndim == 0 else array
+    """A hyper-parameter as an array with a member axis; numbers in the dtype of the parameters, float32 at least.
+
+    Without JAX's weak types: an array that has one and an array that has not are two programs.
+    """
+    dtype = getattr(value, "dtype", None)
+    if isinstance(value, float) and dtype is None:
+        reals = [x.dtype for x in flatten(like).leaves if not is_complex(x) and x.dtype.itemsize >= 4]
+        dtype = jax.dtypes.canonicalize_dtype(reals[0]) if reals else jnp.float32
+    if isinstance(value, jax.Array) and value.ndim > 0 and not value.weak_type:
+        return value
+    array = jnp.asarray(value, None if dtype is None else jax.dtypes.canonicalize_dtype(dtype))
+    return jnp.full((count,), array, array.dtype) if array.ndim == 0 else array
 
 
 def tree_form(tree: Any) -> Any:
-    """Structure, kinds and shapes, to be compared by `==`."""
+    """Structure, and kinds, shapes and dtypes of the leaves, to be compared by `==`."""
     leaves, treedef = jax.tree.flatten(tree)
-    return treedef, [(type(x), getattr(x, "shape", None)) for x in leaves]
+    return treedef, [(type(x), *(getattr(x, name, None) for name in ("shape", "dtype", "weak_type"))) for x in leaves]
 
 
 def is_array(x: Any) -> bool:

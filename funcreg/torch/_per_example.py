@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
 from .. import _examples
+from .._step import check_trainable
 from .._training import check_hyper, check_scalar
 from . import _wing
 from ._kinks import norm
@@ -33,7 +36,8 @@ def per_example(
 
     Args:
         loss: `loss(params, *batch) -> scalar`, without a penalty, which belongs to the parameters and not to the
-            examples: add its gradient after the aggregation, or take a proximal step.
+            examples: add its gradient after the aggregation, or take a proximal step. One that the loss adds by itself
+            is not seen.
         chunk_size: how many examples at a time: memory for activations is that of one chunk. None: all.
         batch_axes: the axis of every batch argument that counts examples; or a tuple with one entry per argument, None
             for an argument that all examples share (class weights, a mask).
@@ -44,11 +48,14 @@ def per_example(
     Raises:
         TypeError: a penalized loss, or a loss that returns no scalar.
         ValueError: batch arguments of different lengths, an empty batch, or a module that normalizes by statistics of
-            the batch (batch norm in training mode): the gradient of a single example does not exist there.
+            the batch (batch norm in training mode): the gradient of a single example does not exist there. Modules
+            inside of a function that is compiled as a whole are not looked at.
     """
     _examples.check_options(loss, chunk_size, batch_axes)
 
     def values_and_grads(params: Params, *batch: Any) -> tuple[Tensor, Params]:
+        check_trainable(_wing, "per_example", params)
+        params = _wing.detached(params)
         axes, _ = _examples.example_axes(_wing, batch_axes, batch)
 
         def one(params: Params, *example: Any) -> Tensor:
@@ -70,12 +77,16 @@ def per_example(
 def _refuse_batch_statistics() -> Iterator[None]:
     def check(module: torch.nn.Module, args: Any) -> None:
         del args
+        if threading.get_ident() != caller:  # the hook is that of all threads
+            return
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise _examples.batch_statistics(f"{type(module).__name__} in training mode")
+            what = "in training mode" if module.training else "without running statistics"
+            raise _examples.batch_statistics(f"{type(module).__name__} {what}")
 
     if torch.compiler.is_compiling():
         yield
         return
+    caller = threading.get_ident()
     hook = register_module_forward_pre_hook(check)
     try:
         yield
@@ -102,7 +113,7 @@ def per_example_norms(grads: Params) -> Tensor:
     """
     _examples.count_examples(_wing, "per_example_norms", grads)
     leaves = [_wing.upcast(g) for g in _wing.flatten(grads).leaves]
-    widest = max((g.dtype for g in leaves), key=lambda dtype: dtype.itemsize)
+    widest = functools.reduce(torch.promote_types, [g.dtype for g in leaves])
     return norm(torch.stack([norm(g.reshape(len(g), -1)).to(widest) for g in leaves], -1))
 
 
@@ -136,7 +147,7 @@ def clip_per_example(
     within = norms <= _wing.cast(max_norm, norms)
     factor = torch.where(within, torch.ones_like(norms), _wing.cast(max_norm, norms) / torch.where(within, 1, norms))
     if weights is not None:
-        factor = factor * weights.to(factor)
+        factor = factor * torch.as_tensor(weights).to(factor)
     if reduction == "mean":
         factor = factor / count
     flat = _wing.flatten(grads)

@@ -60,8 +60,9 @@ def ensemble(
 ) -> tuple[Init, Step]:
     """Many members trained as one, under vmap: per-member strengths, learning rates and any other hyper-parameter.
 
-    Parameters, states, hyper-parameters and metrics have a leading axis `member`. A hyper-parameter may also be one
-    number for all members. New values of hyper-parameters never recompile.
+    Parameters, states, hyper-parameters and metrics have a leading axis `member`, which `stack` makes; a single tree
+    whose leaves begin with axes of one length cannot be told from an ensemble. A hyper-parameter may also be one number
+    for all members. New values of hyper-parameters never recompile.
 
     Args:
         init: from `train_step`, or any `init(params, hyper) -> state`. The new `init` calls it member by member, so
@@ -83,7 +84,7 @@ def ensemble(
             than the first one.
         TypeError: a leaf that is no array; options of a wrong type.
     """
-    plan = _members.Plan(_wing, batch_axes, chunk)
+    plan = _members.Plan(_wing, batch_axes, chunk, donate)
 
     def init_members(params: Params, hyper: Any, *extra: Any) -> TrainState:
         params, hyper, extra = _wing.detached((params, hyper, extra))
@@ -91,27 +92,34 @@ def ensemble(
         return stack([_members.naming_member(i, init, *(_take(tree, i) for tree in given)) for i in range(count)])
 
     @functools.cache
-    def program(axes: tuple[int | None, ...], in_place: bool, on_cpu: bool) -> Step:
+    def program(count: int, axes: tuple[int | None, ...], in_place: bool, on_cpu: bool) -> Step:
+        del count  # a program of its own for every number of members
         vmapped = torch.func.vmap(step, in_dims=(0, 0, *axes))
 
         def run(state: TrainState, hyper: Any, *batch: Any) -> tuple[TrainState, dict[str, Tensor]]:
             new, metrics = vmapped(state, hyper, *batch)
             if in_place:
-                return pytree.tree_map(Tensor.copy_, state, new), metrics
+                # cloned first: a new leaf may be an old one of another name, which is written over
+                return pytree.tree_map(Tensor.copy_, state, pytree.tree_map(torch.clone, new)), metrics
             # a state whose strides differ from the last one's would compile a second program
             return pytree.tree_map(Tensor.contiguous, new), metrics
 
         if not compiled:
             return run
+        run.__code__ = run.__code__.replace()  # torch.compile allows eight programs for one code object
         # On a CPU a small step takes less time than Python needs to launch its kernels: launch them from C++.
         options: dict[str, Any] | None = {"cpp_wrapper": True} if on_cpu else None
         return torch.compile(run, fullgraph=True, dynamic=False, options=options)
 
     def step_members(state: TrainState, hyper: Any, *batch: Any) -> tuple[TrainState, dict[str, Tensor]]:
-        count, hyper, axes = plan.prepare(state, hyper, batch)
+        count, hyper, axes, checked = plan.prepare(state, hyper, batch)
+        if compiled and checked is not plan.checked:
+            _try_one(step, state, hyper, batch, axes)
         on_cpu = pytree.tree_leaves(state)[0].device.type == "cpu"
         if chunk is None or chunk >= count:
-            return program(axes, donate, on_cpu)(state, hyper, *batch)
+            results = program(count, axes, donate, on_cpu)(state, hyper, *batch)
+            plan.done(checked)
+            return results
         target = state if donate else pytree.tree_map(torch.empty_like, state)
         # All chunks have one size, and so one program: the last one begins early, and what it repeats is not kept.
         starts = [*range(0, count - chunk, chunk), count - chunk]
@@ -119,13 +127,30 @@ def ensemble(
         for start, end in zip(starts, [*starts[1:], count], strict=True):
             of_chunk = functools.partial(_narrow, start=start, length=chunk)
             own = [x if axis is None else of_chunk(x, axis) for x, axis in zip(batch, axes, strict=True)]
-            results = program(axes, False, on_cpu)(of_chunk(state, 0), of_chunk(hyper, 0), *own)
+            results = program(chunk, axes, False, on_cpu)(of_chunk(state, 0), of_chunk(hyper, 0), *own)
             new, metrics = _narrow(results, 0, 0, end - start)
+            new = pytree.tree_map(torch.clone, new) if donate else new  # as above
             pytree.tree_map(Tensor.copy_, _narrow(target, 0, start, end - start), new)
             measured.append(metrics)
+        plan.done(checked)
         return target, pytree.tree_map(lambda *parts: torch.cat(parts), *measured)
 
     return init_members, step_members
+
+
+def _try_one(step: Step, state: TrainState, hyper: Any, batch: Sequence[Any], axes: Sequence[int | None]) -> None:
+    """The step of the first member as it is, since the compiler would bury what is wrong with the loss."""
+    own = [x if axis is None else _narrow(x, axis, 0, 1) for x, axis in zip(batch, axes, strict=True)]
+    try:
+        torch.func.vmap(step, in_dims=(0, 0, *axes))(_narrow(state, 0, 0, 1), _narrow(hyper, 0, 0, 1), *own)
+    except RuntimeError as error:
+        if "in-place" in str(error):
+            error.add_note(
+                "ensemble: what a module writes into (batch norm's statistics) goes into extra: has_extra=True."
+            )
+        if "random" in str(error):
+            error.add_note("ensemble: randomness comes in as data: draw dropout's masks or noise outside, as batch.")
+        raise
 
 
 def _take(tree: Any, i: int) -> Any:
@@ -149,7 +174,6 @@ def stack(members: Sequence[Any]) -> Any:
         ValueError: an empty list, or trees that differ; names the leaf and the member.
         TypeError: a leaf that is no array.
     """
-    members = list(members)
     _axes.check_alike(_wing, "stack", members)
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *_wing.detached(members))
 
@@ -183,13 +207,14 @@ def run(
 ) -> Run:
     """Take many steps, with a progress bar, and so that the run can be stopped and resumed without losing a step.
 
-    Ctrl-C and SIGTERM end it after the current step. With a path, the run is saved there then, when the step or the
-    batch fails, at the end and every `save_every` seconds; the same call with the same path goes on from there, and
-    ends with the same bits as an unbroken run. The file is written by safetensors, atomically.
+    Ctrl-C and SIGTERM end it after the current step, a second Ctrl-C in the middle of it. With a path, the run is saved
+    there then, when the step or the batch fails, at the end and every `save_every` seconds; the same call with the same
+    path goes on from there, and ends with the same bits as an unbroken run. The file is written by safetensors,
+    atomically.
 
     Args:
         step: `step(state, hyper, *batch) -> (state, metrics)`, of one member or of an ensemble.
-        state: from `init`.
+        state: from `init`. A step with `donate` uses it up.
         hyper: the hyper-parameters; those in the file must be the same.
         batch: `batch(i)`: the tuple of batch arguments of step `i`, counted from 0; a function of `i` alone, or a
             resumed run sees other batches.

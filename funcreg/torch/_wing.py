@@ -235,20 +235,20 @@ def value_and_grad(function: Callable[..., Any], *args: Any) -> tuple[tuple[Any,
 
 
 def member_array(value: Any, count: int, like: Params) -> Tensor:
-    """A hyper-parameter as a tensor with a member axis, on the device of the parameters; numbers in their dtype."""
+    """A hyper-parameter as a contiguous tensor with a member axis, on the device of the parameters."""
     leaves = flatten(like).leaves
     device = leaves[0].device if leaves else None
     if isinstance(value, (bool, int, float)):
-        dtype = leaves[0].dtype if leaves and isinstance(value, float) else None
-        return torch.full((count,), value, dtype=dtype, device=device)
+        # float64 promotes nothing, as 0-d tensor of a member: whoever uses it casts it to the dtype of the leaf
+        return torch.full((count,), value, dtype=torch.float64 if isinstance(value, float) else None, device=device)
     tensor = torch.as_tensor(value, device=device)
     return tensor.repeat(count) if tensor.ndim == 0 else tensor.contiguous()
 
 
 def tree_form(tree: Any) -> Any:
-    """Structure, kinds and shapes, to be compared by `==`."""
+    """Structure, and kinds, shapes, strides and devices of the leaves, to be compared by `==`."""
     leaves, treedef = pytree.tree_flatten(tree)
-    return treedef, [(type(x), getattr(x, "shape", None)) for x in leaves]
+    return treedef, [(x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else type(x) for x in leaves]
 
 
 def is_array(x: Any) -> bool:
