@@ -12,14 +12,14 @@ What to look at, single members (their mean) against the ensemble (the mean of t
     accuracy              falls as the digits turn; the ensemble's is above that of its members as long as they are
                           mostly right
     nll                   negative log likelihood; the ensemble's is lower, always: that is Jensen's inequality
-    calibration error     |confidence - accuracy|, averaged over 15 bins of confidence. From 20 degrees on all are too sure
-                          of themselves, the ensemble less. Up to 10 it is the ensemble that is off: its members doubt
-                          different digits, so that their mean is less sure than it could be
+    calibration error     |confidence - accuracy|, averaged over 15 bins of confidence. From 15 degrees on all are too
+                          sure of themselves, the ensemble less. Up to 10 it is the ensemble that is off: its members
+                          doubt different digits, so that their mean is less sure than it could be
     mutual information    entropy of the mean - mean of the entropies, in nats: how much the members disagree. It grows
                           with the angle, several times over, up to 30 degrees: the ensemble's own sign of doubt
     most common           the class that the ensemble names most often, and how often: 10% would be right. Turned by 90
                           degrees nearly everything is a 4, to all members: they learned the same from the same digits,
-                          so they disagree hardly more than on upright digits. An ensemble does not see what all get wrong
+                          so they disagree hardly more than on upright digits: what all get wrong, none sees
 """
 
 import argparse
