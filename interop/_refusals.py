@@ -81,13 +81,13 @@ def _refuse_tensor(where: str, name: str, x: Tensor) -> None:
         kind, why = f"quantized tensor ({x.dtype})", "of which JAX has no twin; x.dequantize() is a plain one"
     elif x.is_meta:
         kind, why = "tensor on the meta device", "which has a shape but no values; load them first (net.to_empty)"
-    elif x.numel() and not x._is_zerotensor() and x.untyped_storage().nbytes() == 0:
-        why = "whose memory has been freed (FSDP between steps?); gather it first"
     elif torch.jit.is_tracing() or any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACERS):  # pyright: ignore[reportPrivateImportUsage]
         raise RuntimeError(
             f"{where}: called while PyTorch traces a function (seen at {name}: make_fx, torch.export, torch.jit.trace "
             "or FakeTensorMode), which cannot follow values into the other framework; call it outside"
         )
+    elif x.numel() and not x._is_zerotensor() and x.untyped_storage().nbytes() == 0:
+        why = "whose memory has been freed (FSDP between steps?); gather it first"
     else:
         return
     raise TypeError(f"{where}: {name} is a {kind}, {why}")

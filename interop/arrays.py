@@ -132,14 +132,14 @@ def _to_torch(tree: Tree, copy: bool) -> Tree:
     return rebuild(where, tree, convert, flax_as_dicts=True)
 
 
-def _outside_compilation(convert: Callable[[Tree, bool], Tree], tree: Tree, copy: bool) -> Tree:
+def _outside_compilation(convert: Callable[..., Any], tree: Tree, copy: bool) -> Tree:
     """`torch.compile(fullgraph=True)` gets an error; without fullgraph it leaves the graph here, and all is well."""
     if torch.compiler.is_compiling():
         raise RuntimeError(
             f"{convert.__name__[1:]}: called inside torch.compile, which cannot follow values out; call it outside"
         )
     if "torch._dynamo" in sys.modules:  # else nobody compiles, and importing it takes seconds
-        convert = torch.compiler.disable(convert)
+        return torch.compiler.disable(convert)(tree, copy)  # pyright: ignore[reportCallIssue]
     return convert(tree, copy)
 
 
