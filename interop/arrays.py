@@ -143,6 +143,12 @@ def _outside_compilation(convert: Callable[..., Any], tree: Tree, copy: bool) ->
     return convert(tree, copy)
 
 
+def _plain(x: Tensor) -> Tensor:
+    """The tensor without its gradient history and its class: Parameter, Buffer, subclasses in name only."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.detach().as_subclass(Tensor)
+
+
 def _bits(x: np.ndarray) -> np.ndarray:
     return x.view(_BITS[x.dtype][1]) if x.dtype in _BITS else x
 
@@ -158,7 +164,7 @@ def _to_host(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array):
         return leaf
     if isinstance(leaf, Tensor):
-        x = leaf.detach()
+        x = _plain(leaf)
         x = x.clone() if x._is_zerotensor() else x
         return _numpy_view(x.cpu().resolve_conj().resolve_neg().contiguous())
     return np.asarray(leaf, leaf.dtype.newbyteorder("="), order="C")
@@ -167,7 +173,7 @@ def _to_host(leaf: Any) -> Any:
 def _to_tensor(leaf: Any, dtype: torch.dtype) -> Tensor:
     """A contiguous tensor with memory of its own."""
     if isinstance(leaf, Tensor):
-        return torch.empty(leaf.shape, dtype=dtype, device=leaf.device).copy_(leaf.detach())
+        return torch.empty(leaf.shape, dtype=dtype, device=leaf.device).copy_(_plain(leaf))
     # not NumPy's memory, which is rarely aligned as JAX wants it on the way back
     tensor = torch.empty(leaf.shape, dtype=dtype, device="cpu")
     view = _bits(_numpy_view(tensor))
@@ -191,7 +197,7 @@ def _shared_jax(where: str, name: str, leaf: Any) -> jax.Array:
             _refuse_sharing(where, name, "its memory is not in C order, and safetensors would write it wrongly")
         return leaf
     if isinstance(leaf, Tensor):
-        x = leaf.detach()
+        x = _plain(leaf)
         if x.is_conj() or x.is_neg() or x._is_zerotensor():
             _refuse_sharing(where, name, "its values are not in its memory (a conjugate, negative or zero view)")
         if not x.is_contiguous():
@@ -222,7 +228,7 @@ def _shared_jax(where: str, name: str, leaf: Any) -> jax.Array:
 def _shared_torch(where: str, name: str, leaf: Any) -> Tensor:
     """A tensor over the memory of a leaf, checked to be so."""
     if isinstance(leaf, Tensor):
-        return leaf.detach()
+        return _plain(leaf)
     if isinstance(leaf, jax.Array):
         if len(leaf.sharding.device_set) > 1:
             _refuse_sharing(where, name, f"it is spread over {len(leaf.sharding.device_set)} devices")
