@@ -47,6 +47,54 @@ def test_the_jax_wing_imports_no_torch():
     assert not {"torch", "flax", "interop"} & modules
 
 
+def test_interop_is_an_alias_that_imports_both_frameworks_when_it_is_used():
+    assert "interop" not in loaded("import funcreg")
+    modules = loaded("import funcreg; from funcreg import interop; assert interop is funcreg.interop; interop.to_jax")
+    assert {"torch", "jax", "interop"} <= modules
+    assert not {"flax", "optax"} & modules
+
+
+@pytest.mark.parametrize("form", ["package", "module", "folder"])
+def test_another_package_called_interop_is_told_from_ours(form, tmp_path):
+    """One exists on the package index; a folder without `__init__.py` is a package as well."""
+    place = tmp_path / ("interop.py" if form == "module" else "interop")
+    if form != "module":
+        place.mkdir()
+    file = place / "__init__.py" if form == "package" else place
+    if form != "folder":
+        file.write_text("to_jax = None")
+    # a folder shadows only where no package of that name is found: a copy of funcreg without its interop
+    roots = [tmp_path, ROOT]
+    if form == "folder":
+        roots = [tmp_path]
+        (tmp_path / "funcreg").symlink_to(ROOT / "funcreg")
+    code = f"import sys; sys.path[:0] = {list(map(str, roots))}; import funcreg; from funcreg import interop"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert "ImportError: funcreg.interop: another installed package of the name interop shadows" in done.stderr
+    assert f"{file};" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["torch", "jax"])
+def test_interop_without_a_framework_says_what_to_install(missing):
+    loaded(f"""
+import sys
+sys.modules[{missing!r}] = None
+import funcreg
+try:
+    funcreg.interop
+except ImportError as error:
+    assert "needs both frameworks, and {missing} is not installed: pip install 'funcreg[all]'" in str(error), error
+else:
+    raise AssertionError
+""")
+
+
+def test_funcreg_has_no_other_lazy_names():
+    with pytest.raises(AttributeError, match="module 'funcreg' has no attribute 'jaxx'"):
+        _ = funcreg.jaxx  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def imports_of(path):
     """The modules that a file imports, relative ones as dots and names."""
     for node in ast.walk(ast.parse(path.read_text())):
@@ -71,9 +119,9 @@ def test_imports_run_one_way(wing, other):
 
 
 def test_the_wheel_has_the_two_top_level_names(tmp_path):
-    there = {name for name in ("funcreg", "interop") if (ROOT / name / "__init__.py").exists()}
-    packages = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    assert there <= set(packages) <= {"funcreg", "interop"}
+    there = {"funcreg", "interop"}
+    assert set(PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == there
+    assert all((ROOT / name / "__init__.py").exists() for name in there)
     if importlib.util.find_spec("hatchling") is None:
         return  # the configuration above is all there is to see: hatchling is a requirement of the build, not of tests
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
@@ -82,7 +130,7 @@ def test_the_wheel_has_the_two_top_level_names(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     files = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in files if ".dist-info/" not in name} == there
-    assert "funcreg/py.typed" in files
+    assert {"funcreg/py.typed", "interop/arrays.py"} <= set(files)
 
 
 def test_functorch_is_what_torch_ships_and_no_requirement():

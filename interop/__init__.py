@@ -1,0 +1,9 @@
+"""What crosses between PyTorch and JAX: import it as `from funcreg import interop`.
+
+It needs both frameworks (`pip install 'funcreg[all]'`); each wing alone does without it.
+"""
+
+from .arrays import to_jax as to_jax
+from .arrays import to_torch as to_torch
+
+PART_OF = "funcreg"  # the marker by which `funcreg.interop` tells this package from another of the same name
