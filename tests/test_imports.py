@@ -63,14 +63,16 @@ def test_another_package_called_interop_is_told_from_ours(form, tmp_path):
     file = place / "__init__.py" if form == "package" else place
     if form != "folder":
         file.write_text("to_jax = None")
-    # a folder shadows only where no package of that name is found: a copy of funcreg without its interop
+    # a folder shadows only where no package of that name is found: a copy of funcreg without its interop, and -S,
+    # without site-packages
     roots = [tmp_path, ROOT]
     if form == "folder":
         roots = [tmp_path]
         (tmp_path / "funcreg").symlink_to(ROOT / "funcreg")
     code = f"import sys; sys.path[:0] = {list(map(str, roots))}; import funcreg; from funcreg import interop"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert "ImportError: funcreg.interop: another installed package of the name interop shadows" in done.stderr
     assert f"{file};" in done.stderr
 
