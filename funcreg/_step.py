@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ._flat import form, forms
+from ._flat import forms
 from ._penalty import Penalty
-from ._training import Parts, Penalized, at, check_scalar
+from ._training import Parts, Penalized, at, check_scalar, check_trainable
 
 
 class TrainState(NamedTuple):
@@ -61,7 +61,7 @@ def train_step(
                 else "train_step: init got extra, but has_extra=False; say has_extra=True, with a loss (params, extra, "
                 "*batch) -> (scalar, new_extra)"
             )
-        check_trainable(wing, "train_step", params)
+        check_trainable(wing, "train_step", params, "leave it out, or put it into extra (has_extra=True)")
         params = wing.own(params)
         return TrainState(params, transformation(hyper).init(params), wing.own(extra))
 
@@ -126,15 +126,6 @@ def _takes_hyper(loss: Callable[..., Any]) -> bool:
 
 def _brief(hyper: Any) -> str:
     return f"a dict with {', '.join(map(repr, hyper)) or 'nothing'}" if isinstance(hyper, dict) else repr(hyper)
-
-
-def check_trainable(wing: Any, where: str, params: Any) -> None:
-    for name, leaf in wing.flatten(params).passed_over:
-        what = form(leaf) if hasattr(leaf, "dtype") else repr(leaf)
-        raise TypeError(
-            f"{where}: the leaf {name!r} of params is no trainable floating-point array: {what}; leave it out, or "
-            "put it into extra (has_extra=True)"
-        )
 
 
 def _split(wing: Any, returned: Any, extra: Any) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import _penalty
+from ._flat import form
 from ._penalty import Flat, Penalty
 
 
@@ -218,3 +219,9 @@ def check_scalar(where: str, loss: Any, advice: str) -> None:
     if shape is None or tuple(shape) != ():
         got = f"shape {tuple(shape)}" if shape is not None else type(loss).__name__
         raise TypeError(f"{where}: the loss must return a scalar array, got {got}; {advice}")
+
+
+def check_trainable(wing: Any, where: str, params: Any, advice: str) -> None:
+    for name, leaf in wing.flatten(params).passed_over:
+        what = form(leaf) if hasattr(leaf, "dtype") else repr(leaf)
+        raise TypeError(f"{where}: the leaf {name!r} of params is no trainable floating-point array: {what}; {advice}")

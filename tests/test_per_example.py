@@ -169,7 +169,7 @@ def test_wrong_input_is_refused_by_name(wing):
         (
             lambda: fr.per_example(loss)({"n": wing.leaf(np.ones(2), "int32")}, x),
             TypeError,
-            "'n' of params is no train",
+            "'n' of params is .*shared batch argument",
         ),
         (lambda: fr.per_example_norms({}), ValueError, "no floating-point array"),
     ]:

@@ -438,7 +438,10 @@ def test_many_ensembles_in_one_process():
         init, step = fr.ensemble(*pair)
         with mock.patch.object(torch, "compile", functools.partial(torch.compile, backend="eager", options=None)):
             state = init({"w": torch.ones(i + 1, i + 2)}, {"lr": 0.1})
-            step(state, {"lr": 0.1}, torch.ones(i + 2))
+            state, metrics = step(state, {"lr": 0.1}, torch.ones(i + 2))
+        # the gradient at 1 is 2, and the threshold 0.1 * 0.1
+        torch.testing.assert_close(state.params["w"], torch.full((i + 1, i + 2), 1 - 0.1 * 2 - 0.01))
+        assert metrics["loss"].tolist() == [i + 2] * (i + 1)
 
 
 @pytest.mark.parametrize("second", [jnp.full(3, 0.1), jnp.asarray(0.1), 0.1, np.full(3, 0.1, np.float32)])

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from .. import _examples
-from .._step import check_trainable
-from .._training import check_hyper, check_scalar
+from .._training import check_hyper, check_scalar, check_trainable
 from . import _wing
 from ._kinks import norm
 from ._wing import Params, Strength
@@ -53,7 +52,7 @@ def per_example(
     _examples.check_options(loss, chunk_size, batch_axes)
 
     def values_and_grads(params: Params, *batch: Any) -> tuple[Array, Params]:
-        check_trainable(_wing, "per_example", params)
+        check_trainable(_wing, "per_example", params, "let the loss have it by itself, or as a shared batch argument")
         axes, count = _examples.example_axes(_wing, batch_axes, batch)
 
         def one(params: Params, rows: list[Any]) -> Array:

@@ -65,8 +65,8 @@ def ensemble(
 
     Parameters, states, hyper-parameters and metrics have a leading axis `member`, which `stack` makes; a single tree
     whose leaves begin with axes of one length cannot be told from an ensemble. A hyper-parameter may also be one number
-    for all members. New values of hyper-parameters never recompile. Where this process has several devices, the
-    members are spread over as many of them as divide the number of members.
+    for all members. New values of hyper-parameters, of the same dtype, never recompile. Where this process has several
+    devices, the members are spread over as many of them as divide the number of members.
 
     Args:
         init: from `train_step`, or any `init(params, hyper) -> state`. The new `init` calls it member by member, so

@@ -15,8 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
 from .. import _examples
-from .._step import check_trainable
-from .._training import check_hyper, check_scalar
+from .._training import check_hyper, check_scalar, check_trainable
 from . import _wing
 from ._kinks import norm
 from ._wing import Params, Strength
@@ -54,7 +53,7 @@ def per_example(
     _examples.check_options(loss, chunk_size, batch_axes)
 
     def values_and_grads(params: Params, *batch: Any) -> tuple[Tensor, Params]:
-        check_trainable(_wing, "per_example", params)
+        check_trainable(_wing, "per_example", params, "let the loss have it by itself, or as a shared batch argument")
         params = _wing.detached(params)
         axes, _ = _examples.example_axes(_wing, batch_axes, batch)
 

@@ -62,7 +62,7 @@ def ensemble(
 
     Parameters, states, hyper-parameters and metrics have a leading axis `member`, which `stack` makes; a single tree
     whose leaves begin with axes of one length cannot be told from an ensemble. A hyper-parameter may also be one number
-    for all members. New values of hyper-parameters never recompile.
+    for all members. New values of hyper-parameters, of the same dtype, never recompile.
 
     Args:
         init: from `train_step`, or any `init(params, hyper) -> state`. The new `init` calls it member by member, so
