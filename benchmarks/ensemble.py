@@ -2,11 +2,17 @@
 
 Ensembles: 32 MLPs 64-64-64-10, batch 64, each with its own strength and learning rate, by `ensemble(train_step)` with
 `prox_adam`; against 32 `nn.Module`s with `torch.optim.Adam(foreach=True)` one after the other, and against 32 calls of
-one compiled step. Gradients: 256 examples, a small convnet of two convolutions. Nothing fails for being slow.
+one compiled step. JAX is given one CPU device per core (`jax_num_cpu_devices`), over which `ensemble` spreads the
+members; the case of a single device stands beside it. Gradients: 256 examples, small convnets of two convolutions, with
+strides and with max-pooling. Nothing fails for being slow.
 """
 
 import argparse
+import contextlib
+import functools
+import itertools
 import json
+import os
 import statistics
 import sys
 import time
@@ -149,16 +155,38 @@ def jax_members(members: int, compiled: bool) -> list[Variant]:
 
     pair = fr.train_step(loss, lambda h: fr.prox_adam(h["lr"], fr.l1(h["lam"])))
     one = jax.jit(pair[1]) if compiled else pair[1]
-    many = fr.ensemble(*pair, donate=True, compiled=compiled)
     wait = jax.block_until_ready
-    return [
-        looped("jax: jitted step, one by one", pair[0], one, fr.unstack(params), fr.unstack(hyper), batch, wait),
-        ensembled("jax: ensemble", *many, params, hyper, batch, 10.0, wait),
-    ]
+    loop = looped("jax: jitted step, one by one", pair[0], one, fr.unstack(params), fr.unstack(hyper), batch, wait)
+    variants = [loop]
+    for devices in [None, jax.local_devices()[0]] if jax.local_device_count() > 1 else [None]:
+        count = 1 if devices is not None else jax.local_device_count()
+        with jax.default_device(devices):
+            many = fr.ensemble(*pair, donate=True, compiled=compiled)
+            name = f"jax: ensemble, {count} device{'s' * (count > 1)}"
+            own = ensembled(name, *many, params, hyper, batch, 10.0 if devices is None else None, wait)
+        variants.append(own._replace(run=on_device(devices, own.run)))
+    return variants
+
+
+def on_device(device: Any, run: Callable[[int], None]) -> Callable[[int], None]:
+    import jax
+
+    def there(steps: int) -> None:
+        with jax.default_device(device):
+            run(steps)
+
+    return there
 
 
 def ensembled(
-    name: str, init: Any, step: Any, params: Any, hyper: Any, batch: Any, required: float, wait: Any = lambda x: x
+    name: str,
+    init: Any,
+    step: Any,
+    params: Any,
+    hyper: Any,
+    batch: Any,
+    required: float | None,
+    wait: Any = lambda x: x,
 ) -> Variant:
     state = [init(params, hyper)]
 
@@ -182,17 +210,21 @@ def looped(name: str, init: Any, step: Any, members: Any, hyper: Any, batch: Any
     return Variant(name, run)
 
 
-def torch_examples(count: int, compiled: bool) -> list[Variant]:
+def torch_examples(count: int, compiled: bool, pooled: bool) -> list[Variant]:
     import torch
 
     import funcreg.torch as fr
 
     torch.manual_seed(0)
+    stride = 1 if pooled else 2
+    pool = torch.nn.MaxPool2d(2) if pooled else torch.nn.Identity()
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 8, 3, stride=2, padding=1),
+        torch.nn.Conv2d(1, 8, 3, stride=stride, padding=1),
         torch.nn.ReLU(),
-        torch.nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        pool,
+        torch.nn.Conv2d(8, 16, 3, stride=stride, padding=1),
         torch.nn.ReLU(),
+        pool,
         torch.nn.Flatten(),
         torch.nn.Linear(64, 10),
     )
@@ -229,7 +261,7 @@ def torch_examples(count: int, compiled: bool) -> list[Variant]:
     ]
 
 
-def jax_examples(count: int, compiled: bool) -> list[Variant]:
+def jax_examples(count: int, compiled: bool, pooled: bool) -> list[Variant]:
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -240,8 +272,9 @@ def jax_examples(count: int, compiled: bool) -> list[Variant]:
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x: Any) -> Any:
-            x = nn.relu(nn.Conv(8, (3, 3), strides=2, padding=1)(x))
-            x = nn.relu(nn.Conv(16, (3, 3), strides=2, padding=1)(x))
+            for channels in (8, 16):
+                x = nn.relu(nn.Conv(channels, (3, 3), strides=1 if pooled else 2, padding=1)(x))
+                x = nn.max_pool(x, (2, 2), (2, 2)) if pooled else x
             return nn.Dense(10)(x.reshape(len(x), -1))
 
     rng = np.random.default_rng(0)
@@ -302,6 +335,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         if getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be >= 1, got {getattr(args, name)}")
     families, wings = args.only or FAMILIES, args.wing or WINGS
+    if "jax" in wings and not args.eager:
+        import jax
+
+        with contextlib.suppress(RuntimeError):  # JAX was used before, in this process: it keeps the devices it has
+            jax.config.update("jax_num_cpu_devices", os.cpu_count())
     console = Console(width=None if sys.stdout.isatty() else 140)
     where = machine(["torch", *wings], "cpu")
     console.print("\n".join(f"{key}: {value}" for key, value in where.items()), highlight=False)
@@ -309,17 +347,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
     jobs = []
     if "ensemble" in families:
 
-        def build() -> list[Variant]:
+        def all_members() -> list[Variant]:
             of_wing = {"torch": torch_members, "jax": jax_members}
             members = [v for wing in wings for v in of_wing[wing](args.members, not args.eager)]
             return [torch_loop(args.members), *members]
 
-        jobs.append((f"{args.members} MLPs, a training step of all", build, args.steps))
+        jobs.append((f"{args.members} MLPs, a training step of all", all_members, args.steps))
     if "per_example" in families:
-        for wing in wings:
-            of = {"torch": torch_examples, "jax": jax_examples}[wing]
-            title = f"{wing}: gradients of {args.examples} examples"
-            jobs.append((title, lambda of=of: of(args.examples, not args.eager), max(1, args.steps // 40)))
+        of_wing = {"torch": torch_examples, "jax": jax_examples}
+        for wing, pooled in itertools.product(wings, (False, True)):
+            title = f"{wing}: gradients of {args.examples} examples, {'max-pooled' if pooled else 'strided'} convnet"
+            build = functools.partial(of_wing[wing], args.examples, not args.eager, pooled)
+            jobs.append((title, build, max(1, args.steps // 40)))
     for title, build, steps in jobs:
         with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
             variants = build()
