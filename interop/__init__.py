@@ -5,5 +5,7 @@ It needs both frameworks (`pip install 'funcreg[all]'`); each wing alone does wi
 
 from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch
+from .files import load as load
+from .files import save as save
 
 PART_OF = "funcreg"  # the marker by which `funcreg.interop` tells this package from another of the same name

@@ -77,7 +77,7 @@ def _to_jax(tree: Tree, copy: bool) -> Tree:
                 f"{where}: called while JAX traces a function (seen at {name}), which would bake the values into the "
                 "compiled function; call it outside and pass the result as an argument"
             )
-        made.append(jnp.array(_to_host(leaf)) if copy else _shared_jax(where, name, leaf))
+        made.append(jnp.array(to_host(leaf)) if copy else _shared_jax(where, name, leaf))
         return made[-1]
 
     result = rebuild(where, tree, convert)
@@ -153,20 +153,20 @@ def _bits(x: np.ndarray) -> np.ndarray:
     return x.view(_BITS[x.dtype][1]) if x.dtype in _BITS else x
 
 
-def _numpy_view(x: Tensor) -> np.ndarray:
+def numpy_view(x: Tensor) -> np.ndarray:
     """A CPU tensor as a NumPy array over the same memory."""
     dtype = TO_NUMPY[x.dtype]
     return x.view(_BITS[dtype][0]).numpy().view(dtype) if dtype in _BITS else x.numpy()
 
 
-def _to_host(leaf: Any) -> Any:
+def to_host(leaf: Any) -> Any:
     """What `jnp.array` copies rightly: a NumPy array in C order, perhaps over the same memory; a JAX array itself."""
     if isinstance(leaf, jax.Array):
         return leaf
     if isinstance(leaf, Tensor):
         x = _plain(leaf)
         x = x.clone() if x._is_zerotensor() else x
-        return _numpy_view(x.cpu().resolve_conj().resolve_neg().contiguous())
+        return numpy_view(x.cpu().resolve_conj().resolve_neg().contiguous())
     return np.asarray(leaf, leaf.dtype.newbyteorder("="), order="C")
 
 
@@ -176,7 +176,7 @@ def _to_tensor(leaf: Any, dtype: torch.dtype) -> Tensor:
         return torch.empty(leaf.shape, dtype=dtype, device=leaf.device).copy_(_plain(leaf))
     # not NumPy's memory, which is rarely aligned as JAX wants it on the way back
     tensor = torch.empty(leaf.shape, dtype=dtype, device="cpu")
-    view = _bits(_numpy_view(tensor))
+    view = _bits(numpy_view(tensor))
     if isinstance(leaf, jax.Array):
         for shard in leaf.addressable_shards:
             if shard.replica_id == 0:
