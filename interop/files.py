@@ -166,9 +166,7 @@ def _check_key(where: str, key: Any, name: str, note: str) -> None:
 def _finite(leaf: Any) -> bool:
     if not isinstance(leaf, np.ndarray | np.generic):
         return not isinstance(leaf, float) or math.isfinite(leaf)
-    if leaf.dtype.kind in "biu":
-        return True
-    return bool(np.isfinite(leaf if leaf.dtype.kind in "fc" and leaf.dtype.isbuiltin == 1 else leaf.astype("f4")).all())
+    return leaf.dtype.kind in "biu" or bool(np.isfinite(leaf).all())
 
 
 def _write_safetensors(part: Path, leaves: dict[str, Any]) -> None:
@@ -236,7 +234,7 @@ def _read_msgpack(file: Path) -> dict[str, Any]:
 
     data = file.read_bytes()
     try:
-        tree = msgpack.unpackb(data, ext_hook=extension, object_pairs_hook=pairs, strict_map_key=True)
+        tree = msgpack.unpackb(data, ext_hook=extension, object_pairs_hook=pairs)
     except ValueError as error:
         if str(error).startswith("load: "):
             raise
