@@ -137,7 +137,7 @@ def torch_members(members: int, compiled: bool) -> list[Variant]:
     ]
 
 
-def jax_members(members: int, compiled: bool) -> list[Variant]:
+def jax_members(members: int) -> list[Variant]:
     import jax
     import jax.numpy as jnp
     import optax
@@ -154,14 +154,14 @@ def jax_members(members: int, compiled: bool) -> list[Variant]:
         return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()
 
     pair = fr.train_step(loss, lambda h: fr.prox_adam(h["lr"], fr.l1(h["lam"])))
-    one = jax.jit(pair[1]) if compiled else pair[1]
+    one = jax.jit(pair[1])
     wait = jax.block_until_ready
     loop = looped("jax: jitted step, one by one", pair[0], one, fr.unstack(params), fr.unstack(hyper), batch, wait)
     variants = [loop]
     for devices in [None, jax.local_devices()[0]] if jax.local_device_count() > 1 else [None]:
         count = 1 if devices is not None else jax.local_device_count()
         with jax.default_device(devices):
-            many = fr.ensemble(*pair, donate=True, compiled=compiled)
+            many = fr.ensemble(*pair, donate=True)
             name = f"jax: ensemble, {count} device{'s' * (count > 1)}"
             own = ensembled(name, *many, params, hyper, batch, 10.0 if devices is None else None, wait)
         variants.append(own._replace(run=on_device(devices, own.run)))
@@ -261,7 +261,7 @@ def torch_examples(count: int, compiled: bool, pooled: bool) -> list[Variant]:
     ]
 
 
-def jax_examples(count: int, compiled: bool, pooled: bool) -> list[Variant]:
+def jax_examples(count: int, pooled: bool) -> list[Variant]:
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -285,10 +285,9 @@ def jax_examples(count: int, compiled: bool, pooled: bool) -> list[Variant]:
     def loss(params: Any, x: Any, y: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(Net().apply(params, x), y).mean()
 
-    jit = jax.jit if compiled else lambda function: function
-    one = jit(jax.value_and_grad(loss))
+    one = jax.jit(jax.value_and_grad(loss))
     rows = [(x[i : i + 1], y[i : i + 1]) for i in range(count)]
-    function = jit(fr.per_example(loss))
+    function = jax.jit(fr.per_example(loss))
 
     def loop(steps: int) -> None:
         for _ in range(steps):
@@ -328,14 +327,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
     parser.add_argument("--rounds", type=int, default=5, help="measurements per case (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=200, help="steps per measurement (default: %(default)s)")
     parser.add_argument("--warm", type=int, default=20, help="steps before (default: %(default)s)")
-    parser.add_argument("--eager", action="store_true", help="compile nothing, to try this script")
+    parser.add_argument("--eager", action="store_true", help="torch.compile nothing, to try this script")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write machine and results to this file")
     args = parser.parse_args(argv)
     for name in ("members", "examples", "rounds", "steps"):
         if getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be >= 1, got {getattr(args, name)}")
     families, wings = args.only or FAMILIES, args.wing or WINGS
-    if "jax" in wings and not args.eager:
+    if "jax" in wings:
         import jax
 
         with contextlib.suppress(RuntimeError):  # JAX was used before, in this process: it keeps the devices it has
@@ -348,16 +347,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
     if "ensemble" in families:
 
         def all_members() -> list[Variant]:
-            of_wing = {"torch": torch_members, "jax": jax_members}
-            members = [v for wing in wings for v in of_wing[wing](args.members, not args.eager)]
+            of_wing = {
+                "torch": lambda: torch_members(args.members, not args.eager),
+                "jax": lambda: jax_members(args.members),
+            }
+            members = [v for wing in wings for v in of_wing[wing]()]
             return [torch_loop(args.members), *members]
 
         jobs.append((f"{args.members} MLPs, a training step of all", all_members, args.steps))
     if "per_example" in families:
-        of_wing = {"torch": torch_examples, "jax": jax_examples}
+        of_wing = {"torch": functools.partial(torch_examples, compiled=not args.eager), "jax": jax_examples}
         for wing, pooled in itertools.product(wings, (False, True)):
             title = f"{wing}: gradients of {args.examples} examples, {'max-pooled' if pooled else 'strided'} convnet"
-            build = functools.partial(of_wing[wing], args.examples, not args.eager, pooled)
+            build = functools.partial(of_wing[wing], args.examples, pooled=pooled)
             jobs.append((title, build, max(1, args.steps // 40)))
     for title, build, steps in jobs:
         with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:

@@ -98,7 +98,7 @@ def prove(options: argparse.Namespace) -> dict[str, float]:
     return results
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     integer = _options.integer
     _options.add_out(parser, "out/checkpoint_resume")
@@ -107,7 +107,7 @@ def main() -> int:
     _options.add_wing(parser, "jax", both=False)
     parser.add_argument("--run", type=Path, metavar="FILE", help="only train, or go on from this file")
     parser.add_argument("--say-when", type=int, default=-1, metavar="STEP", help="print a line when this step begins")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     options.parser = parser
     if options.run is not None:
         _options.make_writable(parser, options.run.parent)

@@ -42,7 +42,6 @@ import _options
 import funcreg.jax
 import funcreg.torch
 
-jax.config.update("jax_enable_x64", True)  # JAX computes in float32 unless told otherwise
 LAM, LEARNING_RATE = 0.1, 0.2
 
 
@@ -214,15 +213,16 @@ def draw(data: dict[str, np.ndarray], found: dict[str, Any], max_norm: float) ->
     return figure
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     integer = _options.integer
     _options.add_out(parser, "out/per_example")
     parser.add_argument("--seed", type=integer(0), default=0, help="of the split and the slipped targets (%(default)s)")
     parser.add_argument("--steps", type=integer(1), default=1000, help="of every fit (%(default)s)")
     parser.add_argument("--max-norm", type=_options.positive(), default=2.0, help="C (%(default)s)")
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     _options.make_writable(parser, options.out)
+    jax.config.update("jax_enable_x64", True)  # JAX computes in float32 unless told otherwise
     data = load(options.seed)
     for name, wing in WINGS.items():
         print(f"{name}, {refusal(wing)}\n")

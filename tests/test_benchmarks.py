@@ -151,7 +151,10 @@ def test_how_much_faster_is_that_of_the_loop_in_the_same_round(ensembles, monkey
 def test_the_ensemble_benchmark_runs(ensembles, tmp_path, capsys):
     small = ["--eager", "--members", "2", "--examples", "3", "--rounds", "1", "--steps", "1", "--warm", "1"]
     results = ensembles.main([*small, "--json", str(tmp_path / "out.json")])
-    assert [len(family) for family in results.values()] == [5, 2, 2, 2, 2]
+    assert [len(family) for family in results.values()] in (
+        [5, 2, 2, 2, 2],
+        [6, 2, 2, 2, 2],
+    )  # by the devices that JAX has
     assert all(r.milliseconds > 0 and r.faster > 0 for family in results.values() for r in family)
     out = capsys.readouterr().out
     assert "torch: ensemble" in out and "jax: per_example" in out and ">= 12" in out
