@@ -128,7 +128,8 @@ def attention(module: Any, twin: Any) -> Iterator[Option | str]:
     if not module.batch_first:
         yield "batch_first=False: PyTorch attends over the first axis, flax over the last but one; swap them"
     if type(twin).__module__.startswith("flax.nnx") and module.out_proj.weight.dtype == torch.float64:
-        yield "nnx takes the softmax in float32, also in float64, unless dropout_rate > 0 or called with sow_weights=True"
+        if twin.dropout_rate == 0.0:
+            yield "nnx's attention_fn takes the softmax in float32, also of float64 (jax.nn.dot_product_attention)"
     yield "boolean masks: True blocks in PyTorch, True keeps in flax; pass the opposite"
 
 
