@@ -289,7 +289,8 @@ def run_torch(module: nn.Module, x: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
 
 @functools.cache
 def twin_of(name: str, kind: str) -> Twin:
-    return Twin(CASES[name], kind)
+    with jax.enable_x64(True):
+        return Twin(CASES[name], kind)
 
 
 def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
