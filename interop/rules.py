@@ -16,8 +16,6 @@ from . import _options, _recurrent
 from ._layouts import (
     Layout,
     Layouts,
-    Mismatch,
-    NoRule,
     Shapes,
     attention,
     either,
@@ -28,8 +26,11 @@ from ._layouts import (
     normalized,
     slope,
 )
+from ._layouts import Mismatch as Mismatch
+from ._layouts import NoRule as NoRule
 from ._recurrent import Cell
-from .links import Link, axes
+from .links import Link as Link
+from .links import axes as axes
 from .links import link as link
 
 Module = Any  # an nn.Module, or a Cell of a recurrent one
@@ -147,21 +148,18 @@ def register(
 
     Example:
         >>> import torch
-        >>> from funcreg.interop.rules import links_of, register
-        >>> from funcreg.interop.links import axes, link
-        >>> class Scale(torch.nn.Module):
+        >>> from interop.rules import axes, link, links_of, register
+        >>> class Mix(torch.nn.Module):
         ...     def __init__(self, n):
         ...         super().__init__()
+        ...         self.weight = torch.nn.Parameter(torch.eye(n))
         ...         self.gain = torch.nn.Parameter(torch.ones(n))
         ...
         ...     def forward(self, x):
-        ...         return self.gain * x
-        >>> register(Scale, lambda module: [link("gain", "scale")])
-        >>> [(link.torch, link.jax) for link in links_of(Scale(3), {"scale": (3,)})]
-        [(('gain',), ('scale',))]
-        >>> register(torch.nn.Bilinear, lambda module: [link("weight", "kernel", axes(1, 2, 0)), link("bias", "bias")])
-        >>> links_of(torch.nn.Bilinear(2, 3, 4), {"kernel": (2, 3, 4), "bias": (4,)})[0].jax
-        ('kernel',)
+        ...         return self.gain * (x @ self.weight.T)
+        >>> register(Mix, lambda module: [link("weight", "kernel", axes(1, 0)), link("gain", "scale")])
+        >>> [(one.torch, one.jax) for one in links_of(Mix(3), {"kernel": (3, 3), "scale": (3,)})]
+        [(('weight',), ('kernel',)), (('gain',), ('scale',))]
     """
 
     def said(module: Any, twin: Any) -> Iterable[str]:
