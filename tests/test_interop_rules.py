@@ -234,6 +234,13 @@ CASES = {
         integers=5,
     ),
     "layer_norm": norm(nn.LayerNorm, "LayerNorm", 4, 1e-6),
+    "layer_norm over channels and space": Case(
+        lambda: nn.LayerNorm((3, 4, 5), 1e-6),
+        lambda: linen.LayerNorm(reduction_axes=(-1, -2, -3), feature_axes=(-3, -2, -1), use_fast_variance=False, **F64),
+        None,
+        ((2, 3, 4, 5),),
+        image=True,
+    ),
     "layer_norm without bias": norm(nn.LayerNorm, "LayerNorm", 4, 1e-6, bias=False),
     "rms_norm": norm(nn.RMSNorm, "RMSNorm", 4, 1e-6),
     "rms_norm without eps": norm(nn.RMSNorm, "RMSNorm", 4, epsilon=float(np.finfo(np.float64).eps)),
@@ -459,49 +466,45 @@ class Recurrent(linen.Module):
         return x
 
 
-def recurrent_of_nnx() -> Any:
-    def layer(features: int) -> Any:
-        cells = [nnx.LSTMCell(features, 4, rngs=nnx.Rngs(i), **F64) for i in range(2)]
-        return nnx.Bidirectional(*(nnx.RNN(cell, rngs=False) for cell in cells), rngs=False)
+class RecurrentOfNnx(nnx.List):
+    """And nnx's."""
 
-    return nnx.List([layer(3), layer(8)])
+    def __init__(self) -> None:
+        super().__init__()
+        for features in (3, 8):
+            cells = [nnx.LSTMCell(features, 4, rngs=nnx.Rngs(0), **F64) for _ in range(2)]
+            self.append(nnx.Bidirectional(*(nnx.RNN(cell, rngs=False) for cell in cells), rngs=False))
+
+    def __call__(self, x: Any) -> Any:
+        zeros = jnp.zeros((2, 2, 2, 4))
+        for layer in self:
+            x = layer(x, initial_carry=tuple(map(tuple, zeros)))
+        return x
 
 
-@pytest.mark.parametrize("by", ["whole", "parts"])
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
-def test_layers_and_directions_of_an_lstm(kind: str, by: str, x64: Any) -> None:
-    case = Case(
-        lambda: nn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True),
-        Recurrent,
-        recurrent_of_nnx,
-        ((2, 5, 3),),
-    )
+def test_layers_and_directions_of_an_lstm(kind: str, x64: Any) -> None:
+    """As a whole and cell by cell."""
+    module, x = nn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True), ((2, 5, 3),)
+    case = Case(lambda: module.double(), Recurrent, RecurrentOfNnx, x)
+    if kind == "linen":
+        cells = [f"OptimizedLSTMCell_{i}" for i in range(4)]
+    else:
+        cells = [f"{i}.{way}_rnn.cell" for i in range(2) for way in ("forward", "backward")]
     with x64():
-        module, twin, (x,) = case.torch().double(), Twin(case, kind), case.draw()
-        if by == "whole":
-            links = rules.links_of(module, twin.shapes)
-        else:
-            cells = ["OptimizedLSTMCell_0.", "OptimizedLSTMCell_1.", "OptimizedLSTMCell_2.", "OptimizedLSTMCell_3."]
-            if kind == "nnx":
-                cells = [f"{i}.{which}_rnn.cell." for i in range(2) for which in ("forward", "backward")]
-            links = []
-            for cell, part in zip(cells, rules.parts(module), strict=True):
-                shapes = {k.removeprefix(cell): shape for k, shape in twin.shapes.items() if k.startswith(cell)}
-                assert shapes in rules.leaves_of(part)
-                links += [one.under("", cell[:-1]) for one in rules.links_of(part, shapes)]
-        theirs = across(links, {k: v.detach().numpy() for k, v in module.state_dict().items()}, "jax")
-        assert {k: x.shape for k, x in theirs.items()} == twin.shapes
-        if kind == "linen":
-            y, _ = twin({k: jnp.asarray(v) for k, v in theirs.items()}, (jnp.asarray(x),), True)
-        else:
-            state = nnx.from_flat_state(
-                [(path, old.replace(jnp.asarray(theirs[twin._dotted(path)]))) for path, old in twin.flat]
-            )
-            y = jnp.asarray(x)
-            for layer in nnx.merge(twin.graph, state, twin.rest):
-                zeros = (jnp.zeros((2, 4)), jnp.zeros((2, 4)))
-                y = layer(y, initial_carry=(zeros, zeros))
-        assert_close(module(torch.tensor(x))[0].detach().numpy(), y, "output")
+        twin, (x,) = Twin(case, kind), case.draw()
+        ours = {k: v.detach().numpy() for k, v in case.torch().state_dict().items()}
+        theirs = across(rules.links_of(module, twin.shapes), ours, "jax")
+        links = []
+        for cell, part in zip(cells, rules.parts(module), strict=True):
+            shapes = {k.removeprefix(f"{cell}."): shape for k, shape in twin.shapes.items() if k.startswith(cell)}
+            assert shapes in rules.leaves_of(part)
+            links += [one.under("", cell) for one in rules.links_of(part, shapes)]
+        assert {k: x.tobytes() for k, x in across(links, ours, "jax").items()} == {
+            k: x.tobytes() for k, x in theirs.items()
+        }
+        run = jax.jit(lambda arrays, x: twin(arrays, (x,), True)[0])
+        assert_close(module(torch.tensor(x))[0].detach().numpy(), run(theirs, x), "output")
 
 
 @pytest.mark.parametrize(
@@ -626,7 +629,7 @@ def test_what_has_no_twin_is_refused_with_the_reason(module: nn.Module, reason: 
 )
 def test_other_layers_of_the_same_arrays_are_refused(module: nn.Module, shapes: Any, twin: Any) -> None:
     assert rules.fits(module, shapes) and not rules.fits(module, shapes, twin)
-    with pytest.raises(rules.Mismatch, match=f"{type(twin).__name__}: not the same layer, whatever their arrays"):
+    with pytest.raises(rules.Mismatch, match=f"flax's {type(twin).__name__} are not the same layer, whatever"):
         rules.links_of(module, shapes, twin)
 
 
@@ -660,6 +663,7 @@ def test_a_norm_over_channels_and_space_follows_the_channels() -> None:
 def test_several_axes_of_the_input_are_linked_in_order() -> None:
     weight = np.arange(24).reshape(4, 6)
     (link,) = rules.links_of(nn.Linear(6, 4, bias=False), {"kernel": (2, 3, 4)}, linen.DenseGeneral(4, (-2, -1)))
+    assert link.note == "PyTorch's 6 input features taken to be in the order of flax's axes (2, 3)"
     assert (link.to_jax(weight)[0] == weight.T.reshape(2, 3, 4)).all()
     assert (link.to_torch(weight.T.reshape(2, 3, 4))[0] == weight).all()
 
