@@ -40,8 +40,8 @@ def ways(
         linked = {name for one in layout.links for name in one.torch} | without_twin.keys()
         for name in sorted(arrays.keys() - linked):
             raise Mismatch(
-                f"{told(module)}: its array {name} {arrays[name]} is in no link of its rule, which has {sorted(linked)}; "
-                "undo what put it there (torch.nn.utils.parametrize.remove_parametrizations, "
+                f"{told(module)}: its array {name} {arrays[name]} is in no link of its rule, which has {sorted(linked)}"
+                "; undo what put it there (torch.nn.utils.parametrize.remove_parametrizations, "
                 "torch.nn.utils.prune.remove), or register() a rule that has it"
             )
         held = {}
@@ -58,9 +58,9 @@ def ways(
 def misfit(module: Any, held: list[dict[str, tuple[int, ...]]], shapes: Shapes) -> str:
     """A sentence on the alternative that comes nearest."""
     if not held:
-        count = len(cells(module))
+        ours, theirs = len(cells(module)), ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         return (
-            f"{told(module)}: its {count} cells are not the cells of the flax layer, which has {_listed(dict(shapes))}"
+            f"{told(module)}: its {ours} cells are not the cells of the flax layer, which has {theirs or 'no arrays'}"
         )
     nearest = max(held, key=lambda one: (len(one.items() & shapes.items()), len(one.keys() & shapes.keys())))
     said = []
