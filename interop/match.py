@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import _flatten, _flax, _layers, _renames, rules
+from . import _flatten, _flax, _layers, _options, _renames, rules
 from ._layers import Flax, Node, Torch, brief
 from ._names import Path
 from ._pairing import Pairing
@@ -56,7 +56,8 @@ def match(
             None: its rows stay as they are.
         strict: whether options that make two layers compute different functions although their arrays fit, such as the
             epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
-            of a bound linen module defines. If not strict, they are among `pair.notes`.
+            of a bound linen module defines. If not strict, they are among `pair.notes`, as is what flax has no option
+            for (its batch norm keeps the biased variance).
 
     Returns:
         The pair.
@@ -201,7 +202,7 @@ class _Match:
         fed: dict[str, tuple[str, ...]] = {}
         seen: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
         for ours, theirs, by in pairs:
-            for link, also in self._links(ours, theirs, by, behind, differences):
+            for link, also in self._links(ours, theirs, by, behind, differences, notes):
                 first = tuple(self.first[name] for name in link.torch)
                 link = replace(link, torch=first)
                 if (first, link.jax) in seen:  # tied on both sides
@@ -237,6 +238,7 @@ class _Match:
             tuple(row.link for row in rows),
             parameters,
             (*notes, *differences),
+            self.net,
             TorchSide(forms, self.first, kept, frozenset(parameters)),
             FlaxSide(
                 {name: form_of(leaf.value) for name, leaf in leaves.items()},
@@ -248,7 +250,7 @@ class _Match:
         )
 
     def _links(
-        self, ours: Torch, theirs: Flax, by: str, behind: Mapping[str, int], differences: list[str]
+        self, ours: Torch, theirs: Flax, by: str, behind: Mapping[str, int], differences: list[str], notes: list[str]
     ) -> Iterable[tuple[Link, str]]:
         """The links of a pair of layers by whole names, each with what the table has to say besides."""
         if ours.module is None:
@@ -268,7 +270,9 @@ class _Match:
             raise ValueError(f"match: {ours} and {theirs}: {error}") from error
         if twin is not None:
             about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}: "
-            differences += [about + text for text in rules.differences(ours.module, twin)]
+            unavoidable = _unavoidable(ours.module, twin)
+            for text in rules.differences(ours.module, twin):
+                (notes if text in unavoidable else differences).append(about + text)
         count = behind.get(ours.name)
         for link in links:
             also = link.note
@@ -329,6 +333,12 @@ class _Match:
         if told:
             notes.append(f"left out: {', '.join(told)}; to_torch gives what they are now")
         return kept
+
+
+def _unavoidable(module: Any, twin: Any) -> set[str]:
+    """What differs in all such pairs, or has no option on the flax side: remarks of a rule that are no options."""
+    said = rules.rule_of(module).options
+    return {text for layer in _options._with_cells(twin) for text in said(module, layer) if isinstance(text, str)}
 
 
 def _same(x: Any) -> tuple[Any]:

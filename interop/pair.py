@@ -65,12 +65,15 @@ class Pair:
             and dotted paths on the flax side, where a collection other than `params` is in front
             (`batch_stats.BatchNorm_0.mean`).
         parameters: the names of the PyTorch parameters, as in `named_parameters()`: tied ones once.
-        notes: what is not said by the table: tied weights, dtypes that differ, what was left out.
+        notes: what is not said by the table: tied weights, dtypes that differ, what was left out, and what differs
+            between the layers but cannot be set on the flax side.
+        net: the PyTorch model.
     """
 
     links: tuple[Link, ...]
     parameters: tuple[str, ...]
     notes: tuple[str, ...]
+    net: nn.Module = field(repr=False)
     torch: TorchSide = field(repr=False)
     flax: FlaxSide = field(repr=False)
     rows: tuple[_table.Row, ...] = field(repr=False)
