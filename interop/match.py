@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import _flatten, _flax, _layers, _options, _renames, rules
-from ._layers import Flax, Node, Torch, brief
+from ._layers import Flax, Node, Torch
 from ._names import Path
 from ._pairing import Pairing
 from ._refusals import checked
@@ -20,7 +20,7 @@ def match(
     net: nn.Module,
     flax: Any,
     rename: Mapping[str, str | None] | None = None,
-    flatten: Mapping[str, int | None] | None = None,
+    flatten: Mapping[str, _flatten.Given] | None = None,
     strict: bool = True,
 ) -> Pair:
     """Which arrays of a PyTorch model are which of a flax model, found once and used for everything that crosses.
@@ -52,8 +52,9 @@ def match(
         rename: name of a PyTorch layer, module or array, or a glob, -> the name on the flax side, or None: this has no
             partner and stays as it was. A `*` stands for one component or a part of one and is copied:
             `{"encoder": "Encoder_0", "blocks.*.attn.q": "blocks_*.attention.query", "aux": None}`.
-        flatten: name or glob of a dense layer (or of the norm before it) -> the channels in front of the flatten, or
-            None: its rows stay as they are.
+        flatten: name or glob of a dense layer, or of a norm beside it, -> the channels of the image that was flattened
+            in front of it, or None: its rows stay as they are. A tuple is for rows and columns: `{"fc": (None, 64)}`
+            for a dense layer whose output is made an image of 64 channels.
         strict: whether options that make two layers compute different functions although their arrays fit, such as the
             epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
             of a bound linen module defines. If not strict, they are among `pair.notes`, as is what flax has no option
@@ -102,7 +103,7 @@ class _Match:
         state: Mapping[str, Any],
         side: _flax.Side,
         rename: Mapping[str, str | None] | None,
-        flatten: Mapping[str, int | None],
+        flatten: Mapping[str, _flatten.Given],
     ) -> None:
         self.net, self.state, self.side, self.flatten = net, state, side, flatten
         by_id: dict[int, str] = {}
@@ -250,7 +251,13 @@ class _Match:
         )
 
     def _links(
-        self, ours: Torch, theirs: Flax, by: str, behind: Mapping[str, int], differences: list[str], notes: list[str]
+        self,
+        ours: Torch,
+        theirs: Flax,
+        by: str,
+        behind: Mapping[str, _flatten.Channels],
+        differences: list[str],
+        notes: list[str],
     ) -> Iterable[tuple[Link, str]]:
         """The links of a pair of layers by whole names, each with what the table has to say besides."""
         if ours.module is None:
@@ -273,14 +280,11 @@ class _Match:
             unavoidable = _unavoidable(ours.module, twin)
             for text in rules.differences(ours.module, twin):
                 (notes if text in unavoidable else differences).append(about + text)
-        count = behind.get(ours.name)
+        beside = behind.get(ours.name, _flatten.Channels(None))
         for link in links:
             also = link.note
-            if count is not None and not (isinstance(ours.module, nn.Linear) and link.jax != ("kernel",)):
-                size = theirs.shapes[link.jax[0]][0]
-                link = _flatten.permuted(link, count)
-                moved = "transposed, rows permuted" if isinstance(ours.module, nn.Linear) else "entries permuted"
-                also = f"{moved} ({count} channels x {size // count})"
+            if beside != _flatten.Channels(None):
+                link, also = _permuted(ours, theirs, link, beside)
             ours_names = tuple(ours.prefix + name for name in link.torch)
             yield replace(link, torch=ours_names, jax=tuple(theirs.names[name] for name in link.jax)), also
 
@@ -335,6 +339,27 @@ class _Match:
         return kept
 
 
+def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) -> tuple[Link, str]:
+    """The link of a layer beside a flatten, and what the table says of it."""
+    (name,) = link.jax
+    shape: Any = theirs.shapes[name]
+    dense = isinstance(ours.module, nn.Linear)
+    rows = beside.rows if not dense or name == "kernel" else None
+    columns = beside.columns if dense else None
+    if rows is None and columns is None:
+        return link, link.note
+    if len(shape) > 2:
+        raise ValueError(
+            f"match: {name} {shape} of {theirs.name} has its rows or columns on several axes, so that it "
+            f"cannot follow a flatten; flatten={{{ours.name!r}: None}} leaves them as they are"
+        )
+    said = ["transposed"] if len(shape) == 2 else []
+    for what, count, size in (("rows" if dense else "entries", rows, shape[0]), ("columns", columns, shape[-1])):
+        if count is not None:
+            said.append(f"{what} permuted ({count} channels x {size // count})")
+    return _flatten.permuted(link, _flatten.Channels(rows, columns)), ", ".join(said)
+
+
 def _unavoidable(module: Any, twin: Any) -> set[str]:
     """What differs in all such pairs, or has no option on the flax side: remarks of a rule that are no options."""
     said = rules.rule_of(module).options
@@ -370,7 +395,8 @@ def _detach(root: Node, node: Node) -> None:
 
 def _refuse_unpaired(pairing: Pairing) -> None:
     text = []
-    for ours, theirs in pairing.lonely:
+    for ours, pieces in pairing.lonely:
+        theirs = _put_together(pieces)
         text.append(
             f"no partner for {len(ours)} of the PyTorch side and {len(theirs)} of the flax side (or one too many):"
         )
@@ -388,6 +414,18 @@ def _refuse_unpaired(pairing: Pairing) -> None:
         text.append(f"correct and paste: rename={{{said}}}")
     if text:
         raise ValueError("match: " + "\n".join(text))
+
+
+def _put_together(items: list[Flax]) -> list[Flax]:
+    """Bare leaves of one container as the layer that they could have been."""
+    whole: dict[Path, Flax] = {}
+    for item in items:
+        place = item.path[:-1] if item.bare and len(item.path) > 1 else item.path
+        one = whole.setdefault(place, Flax(place, {}, {}) if place != item.path else item)
+        if one is not item:
+            own = "".join(item.path[-1:])
+            one.names[own], one.shapes[own] = item.names[""], item.shapes[""]
+    return list(whole.values())
 
 
 def _named(node: Node) -> str:
@@ -434,7 +472,7 @@ def _why_not(ours: Torch, theirs: Flax) -> str:
             and all(form[n] == theirs.shapes[n][::-1] for n in other if len(form[n]) > 1)
             and all(sorted(form[n]) == sorted(theirs.shapes[n]) for n in other)
         ):
-            return f" (fits after a transpose: {brief({n: form[n] for n in sorted(other)})} is expected)"
+            return " (fits after a transpose)"
     return ""
 
 

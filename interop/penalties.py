@@ -1,10 +1,10 @@
 """Penalties across: `pair.penalty_to_jax` and `pair.penalty_to_torch`.
 
 A penalty crosses part by part. Its selectors are asked which parameters they select, and the part on the other side
-names their twins; a role (`weights`, `biases`, `norms`) stays one if it selects the twins there. Strengths stay, anchors
-and importances cross with their parameters. What depends on a layout, the groups of a group lasso, is compared and not
-translated: the partition of a parameter into groups is taken through its link, and axes are sought that cut the twin
-into the same groups.
+names their twins; a role (`weights`, `biases`, `norms`) stays one if it selects the twins there. Strengths stay;
+anchors and importances cross with their parameters. What depends on a layout, the groups of a group lasso, is compared
+and not translated: the partition of a parameter into groups is taken through its link, and axes are sought that cut the
+twin into the same groups.
 """
 
 import math

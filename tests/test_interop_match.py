@@ -1,8 +1,5 @@
 """`interop.match`: the right twins or a refusal, both ways bit for bit, flattens, ties, and everything by name."""
 
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flax import nnx
-from flax.core import FrozenDict
 from torch import nn
 
 import funcreg
-import funcreg.torch as fr
 from funcreg import interop
 
 ROOT = Path(funcreg.__file__).parent.parent
@@ -405,3 +400,312 @@ def test_twins_compute_the_same_and_come_back_bit_for_bit(twins, x64):
         assert list(back) == list(state) and all(torch.equal(back[name], state[name]) for name in state)
     net.load_state_dict(back)
     np.testing.assert_allclose(net(x).detach().numpy(), wanted, rtol=1e-12, atol=1e-12)
+
+
+# --- which twin: names, order, shapes ---
+
+
+def shaped(*shape, dtype=np.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def dense(ins, outs):
+    return {"kernel": shaped(ins, outs), "bias": shaped(outs)}
+
+
+def conv(k, ins, outs):
+    return {"kernel": shaped(k, k, ins, outs), "bias": shaped(outs)}
+
+
+def net_of(**children):
+    net = nn.Module()
+    for name, child in children.items():
+        setattr(net, name, child)
+    return net
+
+
+def squares(*names):
+    return net_of(**{name: nn.Linear(3, 3) for name in names})
+
+
+def flax_squares(*names):
+    return {name: dense(3, 3) for name in names}
+
+
+NORM = {"scale": shaped(3), "bias": shaped(3)}
+PAIRED = {
+    "natural order of numbers": (
+        squares(*(f"fc{i}" for i in range(12))),
+        flax_squares(*sorted(f"Dense_{i}" for i in range(12))),
+        {f"fc{i}": f"Dense_{i}" for i in range(12)},
+    ),
+    "numbers that start elsewhere": (
+        squares("fc1", "fc2", "fc3"), flax_squares("fc0", "fc1", "fc2"), {"fc1": "fc0", "fc2": "fc1", "fc3": "fc2"}
+    ),
+    "equal names in another order": (squares("b", "a"), flax_squares("a", "b"), {"a": "a", "b": "b"}),
+    "abbreviations, sorted": (
+        squares("q", "k", "v", "o"), flax_squares("key", "out", "query", "value"),
+        {"q": "query", "k": "key", "v": "value", "o": "out"},
+    ),
+    "wq, wk, wv, wo": (
+        squares("wq", "wk", "wv", "wo"), flax_squares("key", "out", "query", "value"),
+        {"wq": "query", "wk": "key", "wv": "value", "wo": "out"},
+    ),
+    "names win over the order of calls": (
+        squares("up", "down"), flax_squares("down_proj", "up_proj"), {"up": "up_proj", "down": "down_proj"}
+    ),
+    "the last one left": (
+        squares("norm1", "norm2", "skip"), flax_squares("Norm_0", "Norm_1", "shortcut"),
+        {"norm1": "Norm_0", "norm2": "Norm_1", "skip": "shortcut"},
+    ),
+    "calls win over linen's numbers": (  # Dense(3)(relu(Dense(3)(x))): the outer one is made first
+        squares("fc1", "fc2"), flax_squares("Dense_1", "Dense_0"), {"fc1": "Dense_1", "fc2": "Dense_0"}
+    ),
+    "containers before layers": (
+        net_of(encoder=mlp((3, 3, 3)), decoder=mlp((3, 3, 3))),
+        {"Dec": flax_squares("Dense_0", "Dense_1"), "Enc": flax_squares("Dense_0", "Dense_1")},
+        {f"{a}.{i}": f"{b}.Dense_{i // 2}" for a, b in (("encoder", "Enc"), ("decoder", "Dec")) for i in (0, 2)},
+    ),
+    "layers of another class": (
+        net_of(a=nn.GroupNorm(3, 3), b=nn.LayerNorm(3)), {"LayerNorm_0": NORM, "GroupNorm_0": NORM},
+        {"a": "GroupNorm_0", "b": "LayerNorm_0"},
+    ),
+    "wrapped": (net_of(module=net_of(fc=nn.Linear(3, 3))), flax_squares("fc"), {"module.fc": "fc"}),
+    "the model is one layer": (nn.Linear(3, 3), dense(3, 3), {"": ""}),
+    "a multiple of the channels that is no flatten": (
+        net_of(conv=nn.Conv2d(3, 4, 1), fc=nn.Linear(4, 16), out=nn.Linear(16, 2)),
+        {"conv": conv(1, 3, 4), "fc": dense(4, 16), "out": dense(16, 2)},
+        {"conv": "conv", "fc": "fc", "out": "out"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_the_right_twin_is_found(name):
+    net, flax, wanted = PAIRED[name]
+    assert twins_of(interop.match(net, flax)) == wanted
+
+
+def test_numbers_of_sorted_keys_are_noted():
+    """Nothing tells whether linen's Dense_0 was called first, where a transformation has sorted the keys."""
+    (note,) = interop.match(squares("fc1", "fc2"), flax_squares("Dense_0", "Dense_1")).notes
+    assert note.startswith("Dense_0, Dense_1: paired by linen's numbers, which count constructions")
+    assert interop.match(squares("fc1", "fc2"), flax_squares("fc1", "fc2")).notes == ()
+    assert interop.match(squares("fc1", "fc2"), flax_squares("Dense_1", "Dense_0")).notes == ()
+
+
+class Bare(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.pos, self.cls = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(1, 1, 3))
+        self.fc = nn.Linear(3, 3)
+        self.register_buffer("mask", torch.ones(3))
+        self.register_buffer("cache", torch.ones(3), persistent=False)  # in no state dict
+
+
+BARE = {"pos_embedding": shaped(4, 3), "cls_token": shaped(1, 1, 3), "fc": dense(3, 3)}
+
+
+def test_bare_arrays_are_paired_as_they_lie():
+    pair = interop.match(Bare(4, 3), BARE, rename={"mask": None})
+    names = links_by_name(pair)
+    assert names["pos",] == ("pos_embedding",) and names["cls",] == ("cls_token",)
+    assert pair.notes == ("left out: mask; to_torch gives what they are now",)
+    given = torch.arange(12.0).reshape(4, 3)
+    out = pair.to_jax({**Bare(4, 3).state_dict(), "pos": given})
+    np.testing.assert_array_equal(out["pos_embedding"], given)
+
+
+def test_a_square_bare_array_needs_a_word():
+    flax = {**BARE, "pos_embedding": shaped(3, 3)}
+    with pytest.raises(ValueError, match=r"'pos' is square, \(3, 3\).*rename=\{'pos': 'pos_embedding'\}"):
+        interop.match(Bare(3, 3), flax, rename={"mask": None})
+    pair = interop.match(Bare(3, 3), flax, rename={"mask": None, "pos": "pos_embedding"})
+    given = torch.arange(9.0).reshape(3, 3)
+    np.testing.assert_array_equal(pair.to_jax({**Bare(3, 3).state_dict(), "pos": given})["pos_embedding"], given)
+
+
+# --- rename ---
+
+
+def test_rename_of_layers_subtrees_globs_and_arrays():
+    two = net_of(encoder=mlp((3, 3, 3)), decoder=mlp((3, 3, 3)))
+    flax = {"A": flax_squares("Dense_0", "Dense_1"), "B": flax_squares("Dense_0", "Dense_1")}
+    wanted = {"encoder.0": "B.Dense_0", "encoder.2": "B.Dense_1", "decoder.0": "A.Dense_0", "decoder.2": "A.Dense_1"}
+    assert twins_of(interop.match(two, flax, rename={"encoder": "B"})) == wanted
+    assert twins_of(interop.match(two, flax, rename={"encoder": "B", "decoder.0": "A.Dense_0"})) == wanted
+    crossed = interop.match(two, flax, rename={"encoder": "B", "encoder.0": "B.Dense_1"})
+    assert twins_of(crossed) == {**wanted, "encoder.0": "B.Dense_1", "encoder.2": "B.Dense_0"}
+    assert twins_of(interop.match(squares("a", "b"), flax_squares("a", "b"), rename={"a": "b", "b": "a"})) == {
+        "a": "b", "b": "a",
+    }  # fmt: skip
+    blocks = net_of(blocks=nn.ModuleList(squares("x", "y") for _ in range(2)))
+    flax = {f"Block_{i}": flax_squares("s", "t") for i in range(2)}
+    pair = interop.match(blocks, flax, rename={"blocks.*.x": "Block_*.t"})
+    assert twins_of(pair) == {f"blocks.{i}.{a}": f"Block_{i}.{b}" for i in range(2) for a, b in ("xt", "ys")}
+    loose = interop.match(
+        net_of(fc=nn.Linear(3, 4), z=nn.Linear(4, 4)),
+        {"w": shaped(3, 4), "b": shaped(4), "z": dense(4, 4)},
+        rename={"fc.weight": "w", "fc.bias": "params.b"},
+    )
+    assert links_by_name(loose)["fc.weight",] == ("w",) and links_by_name(loose)["fc.bias",] == ("b",)
+    net = net_of(fc=nn.Linear(3, 4), z=nn.Linear(4, 4))
+    np.testing.assert_array_equal(loose.to_jax(net)["w"], net.fc.weight.detach().T)
+
+
+def test_what_is_left_out_stays_as_it_was():
+    net = net_of(fc=nn.Linear(3, 4), z=nn.Linear(4, 4), bn=nn.BatchNorm1d(4))
+    flax = {
+        "params": {"b": shaped(4), "z": dense(4, 4), "bn": {"scale": shaped(4), "bias": shaped(4)}},
+        "batch_stats": {"bn": {"mean": shaped(4), "var": shaped(4)}},
+    }
+    net.bn.num_batches_tracked += 7
+    pair = interop.match(net, flax, rename={"fc.weight": None})
+    assert links_by_name(pair)["fc.bias",] == ("b",)
+    old = {name: x.clone() for name, x in net.state_dict().items()}
+    values = pair.to_jax(net)
+    with torch.no_grad():
+        net.fc.weight += 1
+        net.bn.num_batches_tracked += 1
+    back = pair.to_torch(values)
+    assert list(back) == list(old) and all(torch.equal(back[name], x) for name, x in old.items())
+    back["fc.weight"] += 1  # a copy: the pair keeps what it has
+    assert torch.equal(pair.to_torch(values)["fc.weight"], old["fc.weight"])
+    assert pair.to_torch(values).keys() == net.state_dict().keys()
+
+
+def test_rename_none_leaves_subtrees_out():
+    net = net_of(aux=mlp((3, 3)), fc=nn.Linear(3, 3))
+    pair = interop.match(net, flax_squares("fc"), rename={"aux": None})
+    assert twins_of(pair) == {"fc": "fc"}
+    assert interop.match(net, flax_squares("fc"), rename={"aux.*": None}).notes == pair.notes
+
+
+# --- refusals ---
+
+
+class WithForward(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+REFUSED = {
+    "names of different things": (squares("gate", "up"), flax_squares("wide", "narrow"), {}, (
+        "cannot tell which is which", "PyTorch  gate, up", "correct and paste: rename={'gate': 'wide', 'up': 'narrow'}",
+    )),
+    "unknown order": (squares("gate", "up"), flax_squares("a", "c"), {}, ("the order on flax's side is not known",)),
+    "numbers against definition": (squares("fc2", "fc1"), flax_squares("Dense_0", "Dense_1"), {}, (
+        "the order on PyTorch's side is not known",
+    )),
+    "containers alike": (
+        net_of(encoder=mlp((3, 3, 3)), decoder=mlp((3, 3, 3))),
+        {"A": flax_squares("Dense_0", "Dense_1"), "B": flax_squares("Dense_0", "Dense_1")}, {},
+        ("PyTorch  encoder, decoder", "rename={'encoder': 'A', 'decoder': 'B'}"),
+    ),
+    "crossed names": (
+        net_of(enc=nn.Linear(3, 4), dec=nn.Linear(4, 3)), {"enc": dense(4, 3), "dec": dense(3, 4)}, {},
+        ("enc (Linear: kernel (3, 4), bias (4,)) fits dec", "has the name of enc", "rename={'enc': 'dec'}"),
+    ),
+    "a layer too many": (squares("a"), {"Dense_0": dense(3, 3), "out": dense(3, 4)}, {}, (
+        "flax     out (kernel (3, 4), bias (4,))", "no partner for 0 of the PyTorch side and 1 of the flax side",
+    )),
+    "one too few": (net_of(a=nn.Linear(3, 3), b=nn.Linear(3, 4)), flax_squares("Dense_0"), {}, (
+        "PyTorch  b (Linear: kernel (3, 4), bias (4,))", "rename={'name': None} leaves one of PyTorch's out",
+    )),
+    "two for one": (squares("a"), flax_squares("x", "y"), {}, (
+        "no partner for 1", "nearest: x (kernel (3, 3), bias (3,)) (fits)",
+    )),
+    "transposed": (net_of(fc=nn.Linear(3, 4, bias=False)), {"fc": {"kernel": shaped(4, 3)}}, {}, (
+        "nearest: fc (kernel (4, 3)) (fits after a transpose)",
+    )),
+    "no bias": (net_of(fc=nn.Linear(3, 4)), {"fc": {"kernel": shaped(3, 4)}}, {}, ("(flax lacks bias)",)),
+    "more than a bias": (net_of(fc=nn.Linear(3, 4, bias=False)), {"fc": dense(3, 4)}, {}, ("(flax has bias besides)",)),
+    "no statistics": (net_of(bn=nn.BatchNorm1d(3), fc=nn.Linear(3, 3)), {"bn": NORM, "fc": dense(3, 3)}, {}, (
+        "flax lacks mean, var, which linen keeps in batch_stats: pass all variables",
+    )),
+    "another class": (net_of(n=nn.LayerNorm(3)), {"GroupNorm_0": NORM}, {}, ("the same arrays, but a GroupNorm",)),
+    "a forward of its own": (net_of(fc=WithForward(3, 4)), {"fc": dense(3, 4)}, {}, (
+        "WithForward is a Linear with a forward of its own", "interop.rules.register",
+    )),
+    "a buffer": (Bare(4, 3), BARE, {}, ("PyTorch  mask (3,)",)),
+    "a bare array transposed": (Bare(4, 3), {**BARE, "pos_embedding": shaped(3, 4)}, {"rename": {"mask": None}}, (
+        "pos_embedding (3, 4) (fits after a transpose)",
+    )),
+    "rename: no such layer": (squares("fc"), flax_squares("x"), {"rename": {"fcc": "x"}}, (
+        "the PyTorch side has no 'fcc'; nearest names: fc",
+    )),
+    "rename: no such twin": (squares("fc"), flax_squares("x"), {"rename": {"fc": "xx"}}, (
+        "'fc' -> 'xx', which the flax side has not; nearest names: x",
+    )),
+    "rename: misfit": (
+        net_of(a=nn.Linear(3, 4), b=nn.Linear(4, 3)), {"a": dense(3, 4), "b": dense(4, 3)}, {"rename": {"a": "b"}},
+        ("a (Linear: kernel (3, 4), bias (4,)) cannot be b (kernel (4, 3), bias (3,))",),
+    ),
+    "rename: twice": (squares("a", "b"), flax_squares("x", "y"), {"rename": {"a": "x", "b": "x"}}, (
+        "'a' and 'b' are both renamed to 'x'",
+    )),
+    "rename: stars": (squares("a1", "a2"), flax_squares("x1", "x2"), {"rename": {"a*": "x1"}}, ("1 stars and 'x1' 0",)),
+    "rename: two entries": (squares("a", "b"), flax_squares("x", "y"), {"rename": {"a": "x", "*": None}}, (
+        "'a' is renamed by 'a' and by '*'",
+    )),
+    "rename: arrays of no layer": (
+        net_of(a=nn.Linear(3, 4)), {"w": shaped(4, 3), "b": shaped(4)}, {"rename": {"a.weight": "w", "a.bias": "b"}},
+        ("a.weight -> w (4, 3)", "these are not the arrays that a (Linear"),
+    ),
+    "nothing in flax": (squares("fc"), {}, {}, ("PyTorch  fc",)),
+    "a cache": (nn.Linear(3, 3), {"params": dense(3, 3), "cache": {"x": shaped(2)}}, {}, ("cache.x (2,)",)),
+    "two leaves of one name": (nn.Linear(3, 3), {"a.b": shaped(3), "a": {"b": shaped(3)}}, {}, (
+        "two leaves of the flax side have the name 'a.b'",
+    )),
+    "no multiple of the channels": (
+        net_of(conv=nn.Conv2d(3, 8, 3), fc=nn.Linear(100, 5)), {"conv": conv(3, 3, 8), "fc": dense(100, 5)}, {},
+        ("fc reads 100 features, no multiple of the 8 channels of conv", "flatten={'fc': None}"),
+    ),
+    "several convolutions": (
+        net_of(a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(3, 8, 5), fc=nn.Linear(128, 5)),
+        {"a": conv(3, 3, 8), "b": conv(5, 3, 8), "fc": dense(128, 5)}, {},
+        ("fc reads 128 features of one of several convolutions, a (8) and b (8)", "flatten={'fc': 8}"),
+    ),
+    "a dense layer between convolutions": (
+        net_of(a=nn.Conv2d(3, 8, 3), time=nn.Linear(32, 8), b=nn.Conv2d(8, 8, 5)),
+        {"a": conv(3, 3, 8), "time": dense(32, 8), "b": conv(5, 8, 8)}, {},
+        ("time reads 32 features, perhaps the 8 channels of a flattened, but convolutions follow it",),
+    ),
+    "features beside the channels": (
+        net_of(a=nn.Conv2d(3, 8, 3), fc=nn.Linear(16, 8)), {"a": conv(3, 3, 8), "fc": dense(16, 8)}, {},
+        ("2 places are no square",),
+    ),
+    "a second dense layer or a second head": (
+        net_of(a=nn.Conv2d(3, 8, 3), b=nn.Linear(32, 32), c=nn.Linear(32, 2)),
+        {"a": conv(3, 3, 8), "b": dense(32, 32), "c": dense(32, 2)}, {},
+        ("c reads 32 features: those of the dense layer before it, or those that were flattened before",),
+    ),
+    "an image of a dense layer": (
+        net_of(fc=nn.Linear(5, 32), bn=nn.BatchNorm1d(32), a=nn.ConvTranspose2d(8, 3, 3)),
+        {"params": {"fc": dense(5, 32), "bn": {"scale": shaped(32), "bias": shaped(32)}, "a": conv(3, 8, 3)},
+         "batch_stats": {"bn": {"mean": shaped(32), "var": shaped(32)}}}, {},
+        ("fc gives 32 features, perhaps an image of the 8 channels that a reads", "flatten={'fc': (None, 8)}"),
+    ),
+    "flatten: no multiple": (
+        net_of(a=nn.Conv2d(3, 8, 3), fc=nn.Linear(16, 8)), {"a": conv(3, 3, 8), "fc": dense(16, 8)},
+        {"flatten": {"fc": 5}}, ("fc has 16 features there, no multiple of 5 channels",),
+    ),
+    "flatten: no such layer": (squares("fc"), flax_squares("fc"), {"flatten": {"fx": 3}}, ("'fx' is no layer",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_nothing_is_guessed(name):
+    net, flax, options, texts = REFUSED[name]
+    with pytest.raises(ValueError) as error:
+        interop.match(net, flax, **options)
+    for text in texts:
+        assert text in str(error.value)
+
+
+def test_the_rename_of_a_refusal_can_be_pasted():
+    net, flax, _, _ = REFUSED["names of different things"]
+    assert twins_of(interop.match(net, flax, rename={"gate": "wide", "up": "narrow"})) == {
+        "gate": "wide",
+        "up": "narrow",
+    }
