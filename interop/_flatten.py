@@ -69,7 +69,7 @@ def channels(layers: Sequence[Torch], given: Mapping[str, Given]) -> dict[str, C
         glob = next((glob for glob in options if matches(glob, layer.name)), None)
         try:
             if _axes(module):
-                seen.convolution(layer, module)
+                problems += seen.convolution(layer, module)
             elif type(module) in _CHANNEL_NORMS:
                 seen.channel_norm(layer, getattr(module, _CHANNEL_NORMS[type(module)]))
             elif (size := _features(module)) is not None:
@@ -84,8 +84,7 @@ def channels(layers: Sequence[Torch], given: Mapping[str, Given]) -> dict[str, C
                 seen.dense(layer, module, size, answer.rows, open_ended=glob is None)
         except _Unclear as error:
             problems.append(str(error))
-            if not _axes(module):
-                seen.dense(layer, module, 0, None, open_ended=False)
+            seen.dense(layer, module, _features(module) or 0, None, open_ended=glob is None)
     problems += [
         f"flatten: {glob!r} is no layer that reads or writes something flattened"
         for glob in options
@@ -112,22 +111,24 @@ class _Seen:
     out: int | None = None
     pending: list[tuple[Torch, int]] = field(default_factory=list)
 
-    def convolution(self, layer: Torch, module: Any) -> None:
+    def convolution(self, layer: Torch, module: Any) -> list[str]:
+        """Notes a convolution; what is to be asked about the dense layers before it."""
         pending, self.pending = self.pending, []
         self.images = [image for image in self.images if image.channels != module.in_channels]
         self.images.append(_Images(layer.name, module.out_channels, _axes(module)))
         self.flattened = {}
-        count = module.in_channels
+        count, asked = module.in_channels, []
         for dense, size in pending:
             above = dense.path[:-1]
             near = layer.path[: len(above)] == above or above[: len(layer.path) - 1] == layer.path[:-1]
             if near and 1 < count < size and size % count == 0:
                 norm = isinstance(dense.module, _NORMS)
                 says = f"{{{dense.name!r}: {count if norm else (None, count)}}}"
-                raise _Unclear(
+                asked.append(
                     f"{dense.name} gives {size} features, perhaps an image of the {count} channels that {layer.name} "
                     f"reads; flatten={says} says so, flatten={{{dense.name!r}: None}} that they stay as they are"
                 )
+        return asked
 
     def channel_norm(self, layer: Torch, count: int) -> None:
         if self.images and all(image.channels != count for image in self.images):  # of several, concatenated

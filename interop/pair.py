@@ -107,7 +107,6 @@ class Pair:
         for link in self.links:
             for name in link.torch:
                 _check_shape(where, name, values[name], self.torch.forms[name].shape)
-                refuse_narrowing(where, _leaf(name), dtypes[name])
                 for theirs in link.jax:
                     wanted = self.flax.forms[theirs].dtype
                     if dtypes[name] != wanted:
@@ -116,6 +115,7 @@ class Pair:
                             f"convert the model, net.to(torch.{wanted}), or match a flax side of {dtypes[name]} "
                             "(param_dtype, or jax.tree.map)"
                         )
+                refuse_narrowing(where, _leaf(name), dtypes[name])
         new: dict[str, Any] = {}
         for link in self.links:
             sources = [arrays._to_host(values[name]) for name in link.torch]
