@@ -7,5 +7,7 @@ from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch
 from .files import load as load
 from .files import save as save
+from .match import match as match
+from .pair import Pair as Pair
 
 PART_OF = "funcreg"  # the marker by which `funcreg.interop` tells this package from another of the same name
