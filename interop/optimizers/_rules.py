@@ -206,9 +206,12 @@ class Rule:
     scalars: Mapping[str, float | bool]
 
 
-def _with_step(formula: Any, hyper: str, moments: Any, **scalars: float) -> Rule:
-    fixed = moments if callable(moments) else lambda _: tuple(moments.split())
-    return Rule(formula, ("weight_decay", "maximize", *hyper.split()), fixed, {"step": 0.0, **scalars})
+def _with_step(formula: Any, hyper: str, moments: Callable[[Hyper], tuple[str, ...]], **scalars: float) -> Rule:
+    return Rule(formula, ("weight_decay", "maximize", *hyper.split()), moments, {"step": 0.0, **scalars})
+
+
+def _always(*moments: str) -> Callable[[Hyper], tuple[str, ...]]:
+    return lambda _: moments
 
 
 def _sgd_moments(h: Hyper) -> tuple[str, ...]:
@@ -225,7 +228,6 @@ def _rmsprop_moments(h: Hyper) -> tuple[str, ...]:
 
 
 _ADAM = _with_step(adam, "betas eps amsgrad decoupled_weight_decay", _adam_moments)
-_AVERAGES = "exp_avg exp_avg_sq"
 RULES: dict[type, Rule] = {
     torch.optim.SGD: Rule(
         sgd,
@@ -236,11 +238,13 @@ RULES: dict[type, Rule] = {
     torch.optim.Adam: _ADAM,
     torch.optim.AdamW: _ADAM,
     torch.optim.RMSprop: _with_step(rmsprop, "alpha eps momentum centered", _rmsprop_moments),
-    torch.optim.Adagrad: _with_step(adagrad, "lr_decay eps initial_accumulator_value", "sum"),
-    torch.optim.Adamax: _with_step(adamax, "betas eps", "exp_avg exp_inf"),
-    torch.optim.Adadelta: _with_step(adadelta, "rho eps", "square_avg acc_delta"),
-    torch.optim.NAdam: _with_step(nadam, "betas eps momentum_decay decoupled_weight_decay", _AVERAGES, mu_product=1.0),
-    torch.optim.RAdam: _with_step(radam, "betas eps decoupled_weight_decay", _AVERAGES),
+    torch.optim.Adagrad: _with_step(adagrad, "lr_decay eps initial_accumulator_value", _always("sum")),
+    torch.optim.Adamax: _with_step(adamax, "betas eps", _always("exp_avg", "exp_inf")),
+    torch.optim.Adadelta: _with_step(adadelta, "rho eps", _always("square_avg", "acc_delta")),
+    torch.optim.NAdam: _with_step(
+        nadam, "betas eps momentum_decay decoupled_weight_decay", _always("exp_avg", "exp_avg_sq"), mu_product=1.0
+    ),
+    torch.optim.RAdam: _with_step(radam, "betas eps decoupled_weight_decay", _always("exp_avg", "exp_avg_sq")),
 }
 REFUSED: dict[type, str] = {
     torch.optim.Adafactor: "its factored second moment belongs to the axes of PyTorch's layout; optax.adafactor with "

@@ -131,7 +131,7 @@ def groups_of(where: str, pair: Any, optimizer: Optimizer) -> dict[str, int]:
             if p.is_complex():
                 raise TypeError(
                     f"{where}: the parameter {own[p]!r} is complex: PyTorch optimizes real and imaginary parts on "
-                    "their own, and JAX's gradients are the conjugates of PyTorch's; hold the parts as a last axis of two"
+                    "their own, and JAX's gradients are the conjugates of PyTorch's; store the parts as two"
                 )
             groups[own[p]] = i
     return groups

@@ -121,10 +121,8 @@ def _step(
 def _first_state(settings: Settings, group: int, p: Array) -> dict[str, Array]:
     """The state of a leaf that has had no gradient yet."""
     moments = {what: jnp.full_like(p, settings.first_value(group)) for what in settings.moments(group)}
-    scalars = {
-        what: jnp.asarray(x, dtype=bool if isinstance(x, bool) else jnp.float32)
-        for what, x in settings.scalars(group).items()
-    }
+    dtypes = {"has_buffer": jnp.bool_, "prox_scale": scalar_dtype()}
+    scalars = {what: jnp.asarray(x, dtypes.get(what, jnp.float32)) for what, x in settings.scalars(group).items()}
     return {**scalars, **moments}
 
 

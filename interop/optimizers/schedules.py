@@ -93,7 +93,7 @@ def _rate(where: str, scheduler: Any, group: int, now: float | None) -> Form:
     return form
 
 
-def _anchored(now: float, forms: Sequence[tuple[Form, int]]) -> Form:
+def _anchored(now: Any, forms: Sequence[tuple[Form, int]]) -> Form:
     """See NOTE [anchor]; a form that has come to 0 stays where it is, as in PyTorch."""
     first = forms[0][1]
     starts = [float(form(jnp.int32(at))) for form, at in forms]
@@ -239,8 +239,8 @@ def _position(scheduler: Any) -> int:
     return scheduler.last_epoch if hasattr(scheduler, "last_epoch") else _position(scheduler._schedulers[0])
 
 
-def _real(k: Array) -> Array:
-    return k.astype(_dtype())
+def _real(k: Any) -> Array:
+    return jnp.asarray(k).astype(_dtype())
 
 
 def _dtype() -> Any:
