@@ -5,5 +5,7 @@ It needs both frameworks (`pip install 'funcreg[all]'`); each wing alone does wi
 
 from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch
+from .match import match as match
+from .pair import Pair as Pair
 
 PART_OF = "funcreg"  # the marker by which `funcreg.interop` tells this package from another of the same name

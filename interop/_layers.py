@@ -1,0 +1,209 @@
+"""The layers of both sides: units with a rule on the PyTorch side, the subtrees that could be their twins in flax."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import rules
+from ._flax import Side
+from ._names import Path
+
+Shapes = dict[str, tuple[int, ...]]  # by relative name
+
+
+@dataclass(eq=False)
+class Torch:
+    """A layer of the PyTorch side with a rule, or one bare parameter or buffer of a module that has none.
+
+    Attributes:
+        path: of the layer, or of the bare array.
+        module: the layer; None for a bare array.
+        names: of its arrays, as in the state dict.
+        forms: the leaves it could have in flax; a bare array has none.
+        shape: of a bare array.
+        repeats: all of its arrays are tied to those of an earlier one.
+    """
+
+    path: Path
+    module: torch.nn.Module | None
+    names: tuple[str, ...]
+    forms: list[Shapes]
+    shape: tuple[int, ...] = ()
+    repeats: bool = False
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+    def __str__(self) -> str:
+        if self.module is None:
+            return f"{self.name} {self.shape}"
+        return f"{self.name or 'the model itself'} ({type(self.module).__name__}: {brief(self.forms[0])})"
+
+
+@dataclass(eq=False)
+class Flax:
+    """A subtree of the flax side that could be a layer, or one bare leaf.
+
+    Attributes:
+        path: of the subtree, or of the bare leaf.
+        names: the whole name of each leaf, by relative name; a bare leaf has the relative name "".
+        shapes: their shapes, by relative name.
+        kind: the class of the flax layer where it is known, or "".
+        repeats: all of its leaves are shared with an earlier one.
+    """
+
+    path: Path
+    names: dict[str, str]
+    shapes: Shapes
+    kind: str = ""
+    repeats: bool = False
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+    @property
+    def bare(self) -> bool:
+        return "" in self.names
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shapes['']}" if self.bare else f"{self.name or 'the top'} ({brief(self.shapes)})"
+
+
+@dataclass(eq=False)
+class Node:
+    """A container with its children in order, or one item."""
+
+    path: Path
+    children: list[Node] = field(default_factory=list)
+    item: Any = None  # Torch or Flax
+
+    def items(self) -> Iterator[Any]:
+        if self.item is not None:
+            yield self.item
+        for child in self.children:
+            yield from child.items()
+
+
+def brief(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+
+
+def form(shapes: Mapping[str, tuple[int, ...]]) -> frozenset[tuple[str, tuple[int, ...]]]:
+    """What tells whether a subtree of flax has the leaves of a layer."""
+    return frozenset((name, tuple(shape)) for name, shape in shapes.items())
+
+
+def fits(ours: Torch, theirs: Flax) -> bool:
+    """Whether the arrays could be twins: leaf names and shapes, and the class where flax shows it."""
+    if ours.module is None:
+        return len(theirs.shapes) == 1 and ours.shape in theirs.shapes.values()
+    return not theirs.bare and rules.fits(ours.module, theirs.shapes, theirs.kind)
+
+
+# --- PyTorch ---
+
+
+def torch_nodes(
+    net: torch.nn.Module, state: Mapping[str, Any], first: Mapping[str, str], left_out: set[str]
+) -> tuple[Node, dict[Path, list[str]]]:
+    """The tree of a model's layers and bare arrays, and the children of every module in the order of definition.
+
+    Args:
+        net: the model.
+        state: its state dict.
+        first: for every name in it the first name of the same tensor.
+        left_out: names that shall have no partner; what remains of their layer are bare arrays.
+    """
+    keys: dict[Path, list[str]] = {}
+
+    def walk(module: torch.nn.Module, path: Path) -> Node | None:
+        prefix = "".join(f"{part}." for part in path)
+        under = [name for name in state if name.startswith(prefix)]
+        names = [name for name in under if name not in left_out]
+        if not names:
+            return None
+        keys[path] = [*module._parameters, *module._buffers, *module._modules]
+        try:
+            forms = [{name: tuple(shape) for name, shape in leaves.items()} for leaves in rules.leaves_of(module)]
+        except rules.NoRule:
+            forms = []
+        if forms and not any(name in left_out and not is_count(name) for name in under):
+            repeats = all(first[name] != name for name in names)
+            return Node(path, item=Torch(path, module, tuple(names), forms, repeats=repeats))
+        node = Node(path)
+        for own in (*module._parameters, *module._buffers):
+            name = prefix + own
+            if name in names and isinstance(state[name], torch.Tensor):
+                bare = Torch((*path, own), None, (name,), [], tuple(state[name].shape), first[name] != name)
+                node.children.append(Node(bare.path, item=bare))
+        for own, child in module._modules.items():
+            below = walk(child, (*path, own)) if child is not None else None
+            if below is not None:
+                node.children.append(below)
+        return _without_wrapper(node)
+
+    return walk(net, ()) or Node(()), keys
+
+
+def is_count(name: str) -> bool:
+    """What PyTorch's batch norm counts and flax's does not."""
+    return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def _without_wrapper(node: Node) -> Node:
+    """A container of one item is that item."""
+    return node.children[0] if len(node.children) == 1 and node.children[0].item is not None else node
+
+
+# --- flax ---
+
+
+def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
+    """The tree of what could be layers: the largest subtrees whose leaves some layer of the other side would have."""
+    some = {(type(x.module), frozenset(map(form, x.forms))): x.module for x in layers}.values()
+    could_be: dict[frozenset[Any], bool] = {}
+    tree: dict[str, Any] = {}
+    paths = [(leaf.path, name, False) for name, leaf in side.leaves.items()]
+    for path, name, repeats in [*paths, *((path, name, True) for path, name in side.also)]:
+        *above, own = path
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[own] = (name, repeats)
+
+    def flat(node: Any) -> Iterator[tuple[Path, tuple[str, bool]]]:
+        if isinstance(node, tuple):
+            yield (), node
+        else:
+            for key, child in node.items():
+                for path, leaf in flat(child):
+                    yield (key, *path), leaf
+
+    def walk(node: Any, path: Path) -> Node:
+        leaves = {".".join(rest): leaf for rest, leaf in flat(node)}
+        names = {relative: name for relative, (name, _) in leaves.items()}
+        shapes = {relative: side.leaves[name].shape for relative, name in names.items()}
+        known = form(shapes)
+        if not isinstance(node, tuple) and known not in could_be:
+            could_be[known] = any(rules.fits(module, shapes, "") for module in some)
+        if isinstance(node, tuple) or could_be[known]:
+            repeats = all(again for _, again in leaves.values())
+            return Node(path, item=Flax(path, names, shapes, _kind(side, path), repeats))
+        return _without_wrapper(Node(path, [walk(child, (*path, key)) for key, child in node.items()]))
+
+    return walk(tree, ())
+
+
+def _kind(side: Side, path: Path) -> str:
+    """The class of a flax layer: of the module itself, or told by the name that linen gives on its own."""
+    twin = side.twin(path)
+    by_name = re.fullmatch(r"([A-Za-z]+)_\d+", path[-1]) if path else None
+    kind = type(twin).__name__ if twin is not None else by_name[1] if by_name else ""
+    return kind if kind in rules.KINDS else ""

@@ -1,0 +1,169 @@
+"""Which layer is whose twin: containers first, then what they hold, by names, order and shapes.
+
+NOTE [regions]: layers that fit each other by their arrays are of one kind. Two containers that hold equally many layers
+of each kind could be twins. They are looked at from the largest to the smallest: if both sides have equally many of
+them, names or a known order say which is whose, and each pair is a region of its own in which the same goes on; if
+not, they are opened. So a layer is only compared with those of its own block, and blocks with blocks.
+
+A kind with one layer on each side needs no more. In a kind with several, names that leave no choice win over the order;
+the order counts where it is known on both sides and no name speaks against it; everything else is refused.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ._layers import Flax, Node, Torch, fits, form
+from ._names import Path, distinct_roles, label, numbers, pair_by_name, same_role, stems
+
+Keys = Mapping[Path, list[str] | None]
+Signature = tuple[tuple[int, int], ...]
+
+
+@dataclass(eq=False)
+class Pairing:
+    """The pairs found so far, and what could not be paired.
+
+    Attributes:
+        torch_keys: for every module its children in the order of definition.
+        flax_keys: for every container its children in order, or None where the order says nothing.
+        pairs: the twins, with the evidence: "name", "order" or "shape".
+        lonely: layers of kinds of which the sides have not equally many.
+        unclear: nodes that nothing tells apart, with the reason.
+    """
+
+    torch_keys: Keys
+    flax_keys: Keys
+    pairs: list[tuple[Torch, Flax, str]] = field(default_factory=list)
+    lonely: list[tuple[list[Torch], list[Flax]]] = field(default_factory=list)
+    unclear: list[tuple[list[Node], list[Node], str]] = field(default_factory=list)
+
+    def solve(self, ours: Sequence[Node], theirs: Sequence[Node]) -> None:
+        """Pair everything below two lists of nodes."""
+        left = [item for node in ours for item in node.items()]
+        right = [item for node in theirs for item in node.items()]
+        kinds = _kinds(left, right)
+        counts, their_counts = (Counter(kinds[x] for x in side if x in kinds) for side in (left, right))
+        odd = {kind for kind in (*counts, *their_counts) if counts[kind] != their_counts[kind]}
+        if odd:
+            self.lonely.append(([x for x in left if kinds.get(x) in odd], [y for y in right if kinds.get(y) in odd]))
+        else:
+            self._region(kinds, list(ours), list(theirs), 0, 0)
+
+    def _region(self, kinds: Mapping[Torch | Flax, int], ours: list[Node], theirs: list[Node], i: int, j: int) -> None:
+        """NOTE [regions]; names count from the components `i` and `j` on."""
+
+        def signature(node: Node) -> Signature:
+            return tuple(sorted(Counter(kinds[item] for item in node.items() if item in kinds).items()))
+
+        signatures = {node: signature(node) for node in (*ours, *theirs)}
+        while True:
+            sizes = {node: sum(n for _, n in signatures[node]) for node in (*ours, *theirs)}
+            ours, theirs = ([node for node in side if sizes[node]] for side in (ours, theirs))
+            if not ours:
+                return
+            largest = max(sizes.values())
+            for s in dict.fromkeys(signatures[node] for node in (*ours, *theirs) if sizes[node] == largest):
+                left, right = ([node for node in side if signatures[node] == s] for side in (ours, theirs))
+                if len(left) != len(right):
+                    for side in (ours, theirs):
+                        for node in [node for node in side if signatures[node] == s]:
+                            at = side.index(node)
+                            side[at : at + 1] = node.children
+                            signatures |= {child: signature(child) for child in node.children}
+                    continue
+                ours, theirs = ([node for node in side if signatures[node] != s] for side in (ours, theirs))
+                for a, b, how in self._bijection(left, right, i, j):
+                    if a.item is not None and b.item is not None:
+                        self.pairs.append((a.item, b.item, how))
+                    else:  # one of them may be an item: a unit that the other side keeps in a container of its own
+                        below = ([x] if x.item is not None else x.children for x in (a, b))
+                        self._region(kinds, *map(list, below), len(a.path), len(b.path))
+
+    def _bijection(self, ours: list[Node], theirs: list[Node], i: int, j: int) -> list[tuple[Node, Node, str]]:
+        """The pairs among nodes that could all be twins of one another, or none and a note of what is unclear."""
+        if len(ours) == 1:
+            return [(ours[0], theirs[0], "shape")]
+        paths, their_paths = [node.path[i:] for node in ours], [node.path[j:] for node in theirs]
+        by_name = pair_by_name(paths, their_paths)
+        if by_name is not None:
+            return [(node, theirs[k], "name") for node, k in zip(ours, by_name, strict=True)]
+        first, second = _in_order(ours, self.torch_keys, 0), _in_order(theirs, self.flax_keys, 0)
+        if first is None or second is None:
+            side = "PyTorch's" if first is None else "flax's"
+            self.unclear.append((ours, theirs, f"the order on {side} side is not known, and the names do not decide"))
+            return []
+        if _names_object([x.path[i:] for x in first], [y.path[j:] for y in second]):
+            self.unclear.append((first, second, "the order pairs names that speak of different things"))
+            return []
+        return [(a, b, "order") for a, b in zip(first, second, strict=True)]
+
+
+def _kinds(left: Sequence[Torch], right: Sequence[Flax]) -> dict[Torch | Flax, int]:
+    """Numbers the kinds; layers that only repeat tied arrays are left out unless both sides have them."""
+    types: dict[Hashable, Torch | Flax] = {}
+    type_of: dict[Torch | Flax, Hashable] = {}
+    for item in (*left, *right):
+        if isinstance(item, Torch):
+            key: Hashable = (type(item.module).__name__, item.shape, frozenset(map(form, item.forms)))
+        else:
+            key = (form(item.shapes), item.kind)
+        types.setdefault(key, item)
+        type_of[item] = key
+    number = {key: n for n, key in enumerate(types)}
+    ours = [key for key, x in types.items() if isinstance(x, Torch)]
+    theirs = [key for key, y in types.items() if isinstance(y, Flax)]
+    for a in ours:
+        for b in theirs:
+            if number[a] != number[b] and fits(types[a], types[b]):  # pyright: ignore[reportArgumentType]
+                old = number[b]
+                number |= {key: number[a] for key, n in number.items() if n == old}
+    kinds = {item: number[key] for item, key in type_of.items()}
+    for kind in set(kinds.values()):
+        a, b = ([x for x in side if kinds[x] == kind] for side in (left, right))
+        once, their_once = ([x for x in side if not x.repeats] for side in (a, b))
+        options = ((a, b), (once, their_once), (a, their_once), (once, b))
+        for some, others in options:
+            if len(some) == len(others):
+                for item in {*a, *b} - {*some, *others}:
+                    del kinds[item]
+                break
+    return kinds
+
+
+def _in_order(nodes: Sequence[Node], keys: Keys, depth: int) -> list[Node] | None:
+    """The nodes in order, or None where it is not known: by the keys of each container, or by numbers of one stem."""
+    if len(nodes) == 1:
+        return list(nodes)
+    branches: dict[str, list[Node]] = {}
+    for node in nodes:
+        if len(node.path) <= depth:
+            return None
+        branches.setdefault(node.path[depth], []).append(node)
+    known = keys.get(nodes[0].path[:depth])
+    names = list(branches)
+    by_stem: dict[tuple[str, ...], list[str]] = {}
+    for name in sorted(names, key=lambda name: numbers((name,))):
+        by_stem.setdefault(stems((name,)), []).append(name)
+    if known is not None and all(name in known for name in names):
+        names.sort(key=known.index)
+        if any([name for name in names if name in group] != group for group in by_stem.values()):
+            return None  # fc2 before fc1: numbers and order contradict each other
+    elif len(by_stem) == 1:
+        (names,) = by_stem.values()
+    elif len(names) > 1:
+        return None
+    parts = [_in_order(branches[name], keys, depth + 1) for name in names]
+    return None if None in parts else [node for part in parts if part is not None for node in part]
+
+
+def _names_object(ours: Sequence[Path], theirs: Sequence[Path]) -> bool:
+    """Whether a pairing by order contradicts a name: equal to that of another, or of a clearly different role."""
+    labels = {label(path): n for n, path in enumerate(theirs)}
+    roles, their_roles = distinct_roles(ours), distinct_roles(theirs)
+    for n, path in enumerate(ours):
+        if roles[n] and labels.get(label(path), n) != n:
+            return True
+        if roles[n] and their_roles[n] and not same_role(roles[n], their_roles[n]):
+            return True
+    return False

@@ -1,0 +1,449 @@
+"""`match`: the layers of a PyTorch model and those of a flax one, paired without a guess."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _flax, _flatten, _layers, _renames, rules
+from ._layers import Flax, Node, Torch, brief
+from ._names import Path
+from ._pairing import Pairing
+from ._refusals import checked
+from ._table import Row
+from .links import Link
+from .pair import FlaxSide, Pair, TorchSide, form_of
+
+
+def match(
+    net: nn.Module,
+    flax: Any,
+    rename: Mapping[str, str | None] | None = None,
+    flatten: Mapping[str, int | None] | None = None,
+    strict: bool = True,
+) -> Pair:
+    """Which arrays of a PyTorch model are which of a flax model, found once and used for everything that crosses.
+
+    Layers with a rule (`interop.rules`) are paired with the subtrees of the flax side whose leaves have the names and
+    shapes of their twins, and bare parameters and buffers of other modules with bare leaves of the same shape and
+    layout. In this order:
+
+    1. `rename`.
+    2. Structure. Containers that hold equal layers are paired first, from the largest to the smallest, then what they
+       hold, so that a layer is only compared with those of its own block.
+    3. Among several that fit, names: equal ones (`blocks.0`, `blocks_0`, `blocks0`), and abbreviations that leave no
+       choice (`q`, `query`). Numbers count as order, not as names: `fc1, fc2` are `Dense_0, Dense_1`.
+    4. The order: the k-th goes to the k-th. PyTorch's is that of definition. Flax's is that of definition in nnx, of
+       the numbers of one name (`Dense_2` before `Dense_10`), and of the keys of a dict that is not sorted: linen puts
+       them in the order of calls, and JAX sorts them in every transformation. A name that speaks against it refuses it.
+    5. A shape that only one layer of each side has.
+
+    What then has no partner, or more than one, raises: nothing is guessed, and there is no partial pair. The order of
+    definition is trusted to be that of the calls where names say nothing: `print(pair)` shows the evidence.
+
+    A dense layer behind convolutions reads what a flatten has put in another order in flax: its rows are permuted, as
+    the table shows, where the order of definition leaves no doubt, and `flatten` is asked for otherwise.
+
+    Args:
+        net: the PyTorch model, with its values.
+        flax: an nnx module or its `nnx.State`; linen variables, or only their parameters; a linen module with variables
+            (`module.bind(variables)`). Leaves may be abstract (`jax.eval_shape`).
+        rename: name of a PyTorch layer, module or array, or a glob, -> the name on the flax side, or None: this has no
+            partner and stays as it was. A `*` stands for one component or a part of one and is copied:
+            `{"encoder": "Encoder_0", "blocks.*.attn.q": "blocks_*.attention.query", "aux": None}`.
+        flatten: name or glob of a dense layer (or of the norm before it) -> the channels in front of the flatten, or
+            None: its rows stay as they are.
+        strict: whether options that make two layers compute different functions although their arrays fit, such as the
+            epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
+            of a bound linen module defines. If not strict, they are among `pair.notes`.
+
+    Returns:
+        The pair.
+
+    Raises:
+        ValueError: layers without partner, with their nearest candidates; layers that nothing tells apart, with a
+            `rename` to paste; a flatten in doubt; layers that differ in their options.
+        TypeError: not a model; leaves that hold no values (meta, lazy, fake) or are traced; an unbound linen module.
+
+    Example:
+        >>> import jax, torch
+        >>> from flax import nnx
+        >>> from funcreg import interop
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> model = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), jax.nn.relu, nnx.Linear(4, 2, rngs=nnx.Rngs(1)))
+        >>> pair = interop.match(net, model)
+        >>> nnx.update(model, pair.to_jax(net))
+        >>> print(pair)
+        PyTorch   shape  flax               shape  by     how
+        ------------------------------------------------------------
+        0.weight  4x3    layers.0.kernel    3x4    shape  transposed
+        0.bias    4      layers.0.bias      4      shape  as it is
+        2.weight  2x4    layers.2.kernel    4x2    shape  transposed
+        2.bias    2      layers.2.bias      2      shape  as it is
+    """
+    where = "match"
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"{where}: net must be an nn.Module, got {type(net).__module__}.{type(net).__name__}")
+    state = net.state_dict(keep_vars=True)
+    for name, x in state.items():
+        if isinstance(x, Tensor):
+            checked(where, f"the leaf {name!r} of the PyTorch side", x)
+    return _Match(net, state, _flax.read(where, flax), rename, flatten or {}).pair(strict)
+
+
+class _Match:
+    """The steps of `match`, and what they know."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        state: Mapping[str, Any],
+        side: _flax.Side,
+        rename: Mapping[str, str | None] | None,
+        flatten: Mapping[str, int | None],
+    ) -> None:
+        self.net, self.state, self.side, self.flatten = net, state, side, flatten
+        by_id: dict[int, str] = {}
+        for name, parameter in net.named_parameters():
+            by_id[id(parameter)] = name
+        self.first = {name: by_id.setdefault(id(x), name) for name, x in state.items()}
+        modules = [name for name, _ in net.named_modules(remove_duplicate=False) if name]
+        paths = [leaf.path for leaf in side.leaves.values()] + [path for path, _ in side.also]
+        subtrees = {".".join(path[:n]) for path in paths for n in range(1, len(path) + 1)}
+        renamed = _renames.resolve(rename, [*modules, *state], [*subtrees, *side.leaves])
+        out = [name for name, partner in renamed.items() if partner is None]
+        self.left_out = {name for name in state if any(name == o or name.startswith(f"{o}.") for o in out)} | {
+            name for name, x in state.items() if not isinstance(x, Tensor)
+        }
+        self.renamed = {name: partner for name, partner in renamed.items() if partner is not None}
+
+    def pair(self, strict: bool) -> Pair:
+        ours, keys = _layers.torch_nodes(self.net, self.state, self.first, self.left_out)
+        theirs = _layers.flax_nodes(self.side, [item for item in ours.items() if item.module is not None])
+        pairing = Pairing(keys, self.side.keys)
+        everything = list(ours.items())
+        regions = self._named_regions(ours, theirs)
+        for node, partner in sorted(regions, key=lambda region: -len(region[0].path)):
+            if node.item is not None and partner.item is not None:
+                self._name(pairing, node.item, partner.item)
+            else:
+                pairing.solve([node], [partner])
+        pairing.solve([ours], [theirs])
+        _refuse_unpaired(pairing)
+        _refuse_crossed_names(pairing, list(theirs.items()))
+        return self._result(pairing, everything, strict)
+
+    # --- rename ---
+
+    def _named_regions(self, ours: Node, theirs: Node) -> list[tuple[Node, Node]]:
+        """The nodes that `rename` pairs, taken out of their trees."""
+        regions = []
+        arrays: dict[Torch, dict[str, str]] = {}
+        for name, partner in sorted(self.renamed.items(), key=lambda item: -item[0].count(".")):
+            path = tuple(name.split("."))
+            node = _find(ours, lambda n, path=path: n.path[: len(path)] == path)
+            if node is None and name in self.state:
+                node = _find(ours, lambda n, name=name: n.item is not None and name in n.item.names)
+            if node is None:
+                raise ValueError(f"match: rename: {name!r} is part of what another entry renames, or left out")
+            other = self._flax_node(theirs, partner)
+            if other is None:
+                raise ValueError(f"match: rename: {partner!r} is part of what another entry renames")
+            item = node.item
+            if item is not None and item.module is not None and name in item.names and other.item.bare:
+                arrays.setdefault(item, {})[name] = partner
+                _detach(theirs, other)
+                continue
+            _detach(theirs, other)
+            if node.path:
+                _detach(ours, node)
+            regions.append((node, other))
+        for item, named in arrays.items():
+            node = _find(ours, lambda n, item=item: n.item is item)
+            assert node is not None
+            regions.append((node, Node((), item=self._made_of(item, named))))
+            _detach(ours, node)
+        return regions
+
+    def _flax_node(self, theirs: Node, partner: str) -> Node | None:
+        path = self.side.leaves[partner].path if partner in self.side.leaves else tuple(partner.split("."))
+        node = _find(theirs, lambda n: n.path[: len(path)] == path)
+        return node or _find(theirs, lambda n: n.item is not None and partner in n.item.names.values())
+
+    def _made_of(self, item: Torch, named: Mapping[str, str]) -> Flax:
+        """A flax layer put together from leaves that lie anywhere."""
+        prefix = f"{item.name}." if item.name else ""
+        for form in item.forms:
+            links = rules.links_of(item.module, form, None)
+            relative = {prefix + link.torch[0]: link.jax[0] for link in links if len(link.torch + link.jax) == 2}
+            names = {relative[ours]: theirs for ours, theirs in named.items() if ours in relative}
+            shapes = {name: self.side.leaves[theirs].shape for name, theirs in names.items()}
+            if shapes == form:
+                return Flax((), names, shapes)
+        given = ", ".join(f"{ours} -> {theirs} {self.side.leaves[theirs].shape}" for ours, theirs in named.items())
+        raise ValueError(f"match: rename: {given}: these are not the arrays that {item} has in flax")
+
+    @staticmethod
+    def _name(pairing: Pairing, ours: Torch, theirs: Flax) -> None:
+        if not _layers.fits(ours, theirs):
+            raise ValueError(f"match: rename: {ours} cannot be {theirs}{_why_not(ours, theirs)}")
+        pairing.pairs.append((ours, theirs, "rename"))
+
+    # --- the result ---
+
+    def _result(self, pairing: Pairing, everything: list[Torch], strict: bool) -> Pair:
+        position = {item: n for n, item in enumerate(everything)}
+        pairs = sorted(pairing.pairs, key=lambda found: position[found[0]])
+        behind = _flatten.channels([item for item in everything if item.module is not None], self.flatten)
+        rows: list[Row] = []
+        differences: list[str] = []
+        notes: list[str] = []
+        fed: dict[str, tuple[str, ...]] = {}
+        seen: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
+        for ours, theirs, by in pairs:
+            for link, also in self._links(ours, theirs, by, behind, differences):
+                first = tuple(self.first[name] for name in link.torch)
+                link = Link(first, link.jax, link.to_jax, link.to_torch, link.sums)
+                if (first, link.jax) in seen:  # tied on both sides
+                    continue
+                seen.add((first, link.jax))
+                for name in link.jax:
+                    if name in fed:
+                        raise ValueError(
+                            f"match: the flax side shares {name!r} where the PyTorch side has {', '.join(fed[name])} "
+                            f"and {', '.join(first)}; tie them in PyTorch too (b.weight = a.weight), or do not share"
+                        )
+                    fed[name] = first
+                rows.append(self._row(link, by, also))
+        self._check_leaves(everything, pairs, rows)
+        self._note_ties(rows, notes)
+        self._note_dtypes(rows, notes)
+        kept = self._kept(rows, notes)
+        if differences and strict:
+            raise ValueError(
+                "match: the arrays fit, but these layers compute different functions (strict=False only notes it):\n  "
+                + "\n  ".join(differences)
+            )
+        parameters = tuple(name for name, _ in self.net.named_parameters())
+        forms = {name: form_of(x) for name, x in self.state.items() if isinstance(x, Tensor)}
+        leaves = self.side.leaves
+        return Pair(
+            tuple(row.link for row in rows),
+            parameters,
+            (*notes, *differences),
+            TorchSide(forms, self.first, kept, frozenset(parameters)),
+            FlaxSide(
+                {name: form_of(leaf.value) for name, leaf in leaves.items()},
+                frozenset(name for name, leaf in leaves.items() if leaf.trained),
+                self.side.build,
+                self.side.build_params,
+            ),
+            tuple(rows),
+        )
+
+    def _links(
+        self, ours: Torch, theirs: Flax, by: str, behind: Mapping[str, int], differences: list[str]
+    ) -> Iterable[tuple[Link, str]]:
+        """The links of a pair of layers by whole names, each with what the table has to say besides."""
+        if ours.module is None:
+            (name,) = ours.names
+            if len(ours.shape) == 2 and ours.shape[0] == ours.shape[1] and by != "rename":
+                raise ValueError(
+                    f"match: the bare array {name!r} is square, {ours.shape}, so that nothing tells whether flax has "
+                    f"it transposed; rename={{{name!r}: {theirs.name!r}}} says that it has not, a rule "
+                    "(interop.rules.register) says anything else"
+                )
+            yield Link((name,), tuple(theirs.names.values()), _same, _same), ""
+            return
+        twin = self.side.twin(theirs.path)
+        try:
+            links = rules.links_of(ours.module, theirs.shapes, twin)
+        except rules.Mismatch as error:
+            raise ValueError(f"match: {ours} and {theirs}: {error}") from error
+        if twin is not None:
+            about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}: "
+            differences += [about + text for text in rules.differences(ours.module, twin)]
+        prefix = f"{ours.name}." if ours.name else ""
+        count = behind.get(ours.name)
+        for link in links:
+            also = getattr(link, "note", "")
+            if count is not None and not (isinstance(ours.module, nn.Linear) and link.jax != ("kernel",)):
+                size = theirs.shapes[link.jax[0]][0]
+                link = _flatten.permuted(link, count)
+                moved = "transposed, rows permuted" if isinstance(ours.module, nn.Linear) else "entries permuted"
+                also = f"{moved} ({count} channels x {size // count})"
+            yield (
+                Link(
+                    tuple(prefix + name for name in link.torch),
+                    tuple(theirs.names[name] for name in link.jax),
+                    link.to_jax,
+                    link.to_torch,
+                    link.sums,
+                ),
+                also,
+            )
+
+    def _row(self, link: Link, by: str, also: str) -> Row:
+        ours = tuple(tuple(self.state[name].shape) for name in link.torch)
+        return Row(link, ours, tuple(self.side.leaves[name].shape for name in link.jax), by, also)
+
+    def _check_leaves(self, everything: list[Torch], pairs: Iterable[Any], rows: list[Row]) -> None:
+        """Every leaf of the flax side is fed, every array of a paired layer crosses."""
+        fed = {name for row in rows for name in row.link.jax}
+        empty = [name for name in self.side.leaves if name not in fed]
+        if empty:
+            raise ValueError(f"match: no array of the PyTorch side feeds the flax leaves {', '.join(empty)}")
+
+    def _note_ties(self, rows: list[Row], notes: list[str]) -> None:
+        leaves: dict[str, list[str]] = {}
+        for row in rows:
+            for name in row.link.torch:
+                leaves.setdefault(name, []).extend(row.link.jax)
+        for name in dict.fromkeys(self.first.values()):
+            names = [other for other, first in self.first.items() if first == name]
+            links = [row for row in rows if name in row.link.torch]
+            if len(names) > 1 and len(links) == 1:
+                notes.append(f"{' = '.join(names)} are tied, and are one in flax: {', '.join(leaves[name])}")
+            elif len(links) > 1:
+                notes.append(
+                    f"{' = '.join(names)} are tied in PyTorch but not in flax: {' and '.join(leaves[name])} get the same "
+                    "values; gradients and optimizer state do not cross"
+                )
+
+    def _note_dtypes(self, rows: list[Row], notes: list[str]) -> None:
+        found: dict[tuple[str, str], list[str]] = {}
+        for row in rows:
+            ours = str(form_of(self.state[row.link.torch[0]]).dtype)
+            theirs = str(self.side.leaves[row.link.jax[0]].value.dtype)
+            if ours != theirs:
+                found.setdefault((ours, theirs), []).append(row.link.torch[0])
+        for (ours, theirs), names in found.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            notes.append(f"{names[0]}{more}: {ours} in PyTorch, {theirs} in flax; values do not cross until they agree")
+
+    def _kept(self, rows: list[Row], notes: list[str]) -> dict[str, Any]:
+        """What has no twin, as it is now."""
+        linked = {name for row in rows for name in row.link.torch}
+        kept = {}
+        for name, x in self.state.items():
+            if self.first[name] == name and name not in linked:
+                kept[name] = x.detach().clone() if isinstance(x, Tensor) else x
+        told = [name for name in kept if not _layers.is_count(name)]
+        if told:
+            notes.append(f"left out: {', '.join(told)}; to_torch gives what they are now")
+        return kept
+
+
+def _same(x: Any) -> tuple[Any]:
+    return (x,)
+
+
+# --- trees of nodes ---
+
+
+def _find(node: Node, wanted: Callable[[Node], bool]) -> Node | None:
+    """The first node from the top."""
+    if wanted(node):
+        return node
+    return next((found for child in node.children if (found := _find(child, wanted)) is not None), None)
+
+
+def _detach(root: Node, node: Node) -> None:
+    if root is node:  # the whole model
+        root.children, root.item = [], None
+    elif node in root.children:
+        root.children.remove(node)
+    else:
+        for child in root.children:
+            _detach(child, node)
+
+
+# --- what could not be paired ---
+
+
+def _refuse_unpaired(pairing: Pairing) -> None:
+    text = []
+    for ours, theirs in pairing.lonely:
+        text.append(
+            f"no partner for {len(ours)} of the PyTorch side and {len(theirs)} of the flax side (or one too many):"
+        )
+        text += [f"  PyTorch  {x}{_nearest(x, theirs)}" for x in ours]
+        text += [f"  flax     {y}{_nearest_torch(y, ours)}" for y in theirs]
+        text.append(
+            "rename={'name': 'partner'} pairs two of one shape, rename={'name': None} leaves one of PyTorch's out; a "
+            "layer without a rule needs one (interop.rules.register)"
+        )
+    for ours, theirs, why in pairing.unclear:
+        text.append(f"cannot tell which is which: {why}:")
+        text.append(f"  PyTorch  {', '.join(_named(x) for x in ours)}")
+        text.append(f"  flax     {', '.join(_named(y) for y in theirs)}")
+        said = ", ".join(f"{_named(x)!r}: {_named(y)!r}" for x, y in zip(ours, theirs, strict=True))
+        text.append(f"correct and paste: rename={{{said}}}")
+    if text:
+        raise ValueError("match: " + "\n".join(text))
+
+
+def _named(node: Node) -> str:
+    return ".".join(node.path)
+
+
+def _nearest(ours: Torch, theirs: list[Flax]) -> str:
+    near = sorted(theirs, key=lambda y: (not _why_not(ours, y), _distance(ours.path, y.path)))[:2]
+    return f"; nearest: {' or '.join(f'{y}{_why_not(ours, y)}' for y in near)}" if near else ""
+
+
+def _nearest_torch(theirs: Flax, ours: list[Torch]) -> str:
+    near = sorted(ours, key=lambda x: (not _why_not(x, theirs), _distance(x.path, theirs.path)))[:2]
+    return f"; nearest: {' or '.join(f'{x.name}{_why_not(x, theirs)}' for x in near)}" if near else ""
+
+
+def _distance(a: Path, b: Path) -> float:
+    from difflib import SequenceMatcher
+
+    return -SequenceMatcher(None, ".".join(a).lower(), ".".join(b).lower()).ratio()
+
+
+def _why_not(ours: Torch, theirs: Flax) -> str:
+    """What keeps two layers apart, if it is little."""
+    if _layers.fits(ours, theirs):
+        return " (fits)"
+    wanted = [{"": ours.shape}] if ours.module is None else ours.forms
+    for form in wanted:
+        if ours.module is None and len(theirs.shapes) == 1:
+            form = dict.fromkeys(theirs.shapes, ours.shape)
+        missing, more = [n for n in form if n not in theirs.shapes], [n for n in theirs.shapes if n not in form]
+        other = {n for n in form if n in theirs.shapes and form[n] != theirs.shapes[n]}
+        if not other and not missing and not more:
+            return f" (the same arrays, but a {theirs.kind})" if theirs.kind else ""
+        if not other and len(form) > len(missing):
+            text = [f"lacks {', '.join(missing)}"] if missing else []
+            text += [f"has {', '.join(more)} besides"] if more else []
+            hint = ", which linen keeps in batch_stats: pass all variables" if "mean" in missing else ""
+            return f" (flax {' and '.join(text)}{hint})"
+        if (
+            other
+            and not missing
+            and not more
+            and all(form[n] == theirs.shapes[n][::-1] for n in other if len(form[n]) > 1)
+            and all(sorted(form[n]) == sorted(theirs.shapes[n]) for n in other)
+        ):
+            return f" (fits after a transpose: {brief({n: form[n] for n in sorted(other)})} is expected)"
+    return ""
+
+
+def _refuse_crossed_names(pairing: Pairing, theirs: list[Flax]) -> None:
+    """Two layers of one meaningful name whose shapes keep them apart, while others have taken their places."""
+    from ._names import label, roles
+
+    by_label = {label(y.path): y for y in theirs if y.path and roles(y.path[-1:])}
+    for ours, partner, by in pairing.pairs:
+        twin = by_label.get(label(ours.path)) if ours.path else None
+        if by != "rename" and twin is not None and twin is not partner and not partner.repeats:
+            raise ValueError(
+                f"match: {ours} fits {partner} by its arrays, but has the name of {twin}; one of the models may be "
+                f"wrong; rename={{{ours.name!r}: {partner.name!r}}} says that this is meant"
+            )
+
+
+_ = torch

@@ -1,0 +1,389 @@
+"""Pair: which arrays of a PyTorch model are which of a flax one, and everything that crosses by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from funcreg._selectors import nearest
+
+from . import _flax, _table, arrays
+from ._refusals import TO_NUMPY, TO_TORCH, checked, refuse_narrowing
+from .links import Link
+
+Tree = Any
+
+
+class Form(NamedTuple):
+    """What an array of a side must look like."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class TorchSide(NamedTuple):
+    """What a pair knows of its PyTorch model.
+
+    Attributes:
+        forms: of every array of the state dict, in its order.
+        first: for every name of it the first name of the same array: tied arrays have several.
+        kept: what has no twin in flax, by name, as it was when the pair was made.
+        trained: the first names of the parameters.
+    """
+
+    forms: Mapping[str, Form]
+    first: Mapping[str, str]
+    kept: Mapping[str, Any]
+    trained: frozenset[str]
+
+
+class FlaxSide(NamedTuple):
+    """What a pair knows of the flax side: the form of every leaf, and the ways back to its structure."""
+
+    forms: Mapping[str, Form]
+    trained: frozenset[str]
+    build: Any
+    build_params: Any
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pair:
+    """A PyTorch model and a flax one, array by array; `print(pair)` shows the table. `interop.match` makes it.
+
+    Attributes:
+        links: which arrays are which, and how they are laid out. Names are those of the state dict on the PyTorch side
+            and dotted paths on the flax side, where a collection other than `params` is in front
+            (`batch_stats.BatchNorm_0.mean`).
+        parameters: the names of the PyTorch parameters, as in `named_parameters()`: tied ones once.
+        notes: what is not said by the table: tied weights, dtypes that differ, what was left out.
+    """
+
+    links: tuple[Link, ...]
+    parameters: tuple[str, ...]
+    notes: tuple[str, ...]
+    torch: TorchSide = field(repr=False)
+    flax: FlaxSide = field(repr=False)
+    rows: tuple[_table.Row, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return _table.table(self.rows, self.notes)
+
+    __repr__ = __str__
+
+    # --- values ---
+
+    def to_jax(self, source: nn.Module | Mapping[str, Any]) -> Tree:
+        """The values of the PyTorch model as the flax side holds them.
+
+        Args:
+            source: the model, its state dict, or the dict of its parameters if flax holds nothing else.
+
+        Returns:
+            What `match` was given as, with the values of the source, in their dtypes: linen variables, the tree of
+            parameters, or an `nnx.State` of the parameters and batch statistics, for `nnx.update(model, state)`.
+            Copies; nothing is shared.
+
+        Raises:
+            ValueError: a missing or additional array; a shape or a dtype other than that of the other side.
+            TypeError: a leaf that holds no values, or a traced one, or no array.
+            RuntimeError: inside `torch.func` transformations, `torch.compile` or `jax.jit`.
+        """
+        where = "pair.to_jax"
+        values = self._state(where, source)
+        dtypes = {name: checked(where, _leaf(name), x) for name, x in values.items()}
+        for link in self.links:
+            for name in link.torch:
+                _check_shape(where, name, values[name], self.torch.forms[name].shape)
+                refuse_narrowing(where, _leaf(name), dtypes[name])
+                for theirs in link.jax:
+                    wanted = self.flax.forms[theirs].dtype
+                    if dtypes[name] != wanted:
+                        raise ValueError(
+                            f"{where}: {_leaf(name)} is {dtypes[name]}, but {theirs!r} of the flax side is {wanted}; "
+                            f"convert the model, net.to(torch.{wanted}), or match a flax side of {dtypes[name]} "
+                            "(param_dtype, or jax.tree.map)"
+                        )
+        new: dict[str, Any] = {}
+        for link in self.links:
+            sources = [arrays._to_host(values[name]) for name in link.torch]
+            new |= arrays.to_jax(dict(zip(link.jax, link.to_jax(*map(np.asarray, sources)), strict=True)))
+        return self.flax.build(new)
+
+    def to_torch(self, source: Any) -> dict[str, Any]:
+        """The values of the flax side as a state dict.
+
+        Args:
+            source: linen variables, a tree of parameters, an nnx module or an `nnx.State`: the leaves that `match` saw.
+
+        Returns:
+            A dict for `net.load_state_dict(...)`, with every name: tied arrays under all of theirs, and what flax does
+            not hold (`num_batches_tracked`, arrays that `rename` left out) as it was when the pair was made.
+
+        Raises:
+            ValueError: a missing or additional leaf; a shape or a dtype other than that of the other side; leaves that
+                are one tied array in PyTorch and have different values.
+            TypeError: a leaf that holds no values, or a traced one, or no array.
+            RuntimeError: inside `torch.func` transformations or `torch.compile`.
+        """
+        where = "pair.to_torch"
+        values = self._leaves(where, source, self.flax.forms)
+        for link in self.links:
+            for name in link.jax:
+                for ours in link.torch:
+                    wanted = self.torch.forms[ours].dtype
+                    if values[name].dtype != wanted:
+                        raise ValueError(
+                            f"{where}: {_leaf(name)} is {values[name].dtype}, but {ours!r} of the PyTorch side is "
+                            f"{wanted}; convert it explicitly, jax.tree.map(lambda x: x.astype(jnp.{wanted}), tree), "
+                            f"or match a model of that dtype, net.to(torch.{values[name].dtype})"
+                        )
+        new: dict[str, Tensor] = {}
+        for link in self.links:
+            for name, x in self._to_torch(link, values).items():
+                if name in new and not _same(new[name], x):
+                    raise ValueError(
+                        f"{where}: {name!r} is one tied array in PyTorch, but its leaves on the flax side "
+                        f"({', '.join(map(repr, self._leaves_of(name)))}) have different values; make them equal first"
+                    )
+                new.setdefault(name, x)
+        state = {}
+        for name, first in self.torch.first.items():
+            kept = self.torch.kept.get(first)
+            state[name] = new[first] if first in new else kept.clone() if isinstance(kept, Tensor) else kept
+        return state
+
+    # --- what the optimizer has for each parameter ---
+
+    def parameters_to_jax(self, values: Mapping[str, Any]) -> Tree:
+        """Arrays by the names of PyTorch's parameters, such as gradients, moments or masks, as flax's tree.
+
+        Args:
+            values: an array of the parameter's shape for each of `parameters` that has a twin; of any dtype.
+
+        Returns:
+            What an optimizer sees on the JAX side: like `variables["params"]`, or like `nnx.state(model, nnx.Param)`.
+
+        Raises:
+            ValueError: a missing or additional name; another shape; parameters that PyTorch has two of where flax has
+                their sum, or one of where flax has two: they have gradients and moments of their own.
+            TypeError: a leaf that holds no values, or a traced one, or no array.
+        """
+        where = "pair.parameters_to_jax"
+        links = self._parameter_links(where)
+        self._check_parameter_names(where, values, links)
+        for link in links:
+            for name in link.torch:
+                _refuse_object(where, name, values[name])
+                refuse_narrowing(where, _leaf(name), checked(where, _leaf(name), values[name]))
+                _check_shape(where, name, values[name], self.torch.forms[name].shape)
+        new: dict[str, Any] = {}
+        for link in links:
+            sources = [np.asarray(arrays._to_host(values[name])) for name in link.torch]
+            new |= arrays.to_jax(dict(zip(link.jax, link.to_jax(*sources), strict=True)))
+        return self.flax.build_params(new)
+
+    def parameters_to_torch(self, tree: Tree) -> dict[str, Tensor]:
+        """The way back of `parameters_to_jax`.
+
+        Args:
+            tree: like `variables["params"]` or `nnx.state(model, nnx.Param)`; of any dtype.
+
+        Returns:
+            A tensor for each of `parameters` that has a twin, in their order.
+
+        Raises:
+            ValueError, TypeError: as in `parameters_to_jax`.
+        """
+        where = "pair.parameters_to_torch"
+        links = self._parameter_links(where)
+        forms = {name: form for name, form in self.flax.forms.items() if name in self.flax.trained}
+        values = self._leaves(where, tree, forms)
+        new = {name: x for link in links for name, x in self._to_torch(link, values).items()}
+        return {name: new[name] for name in self.parameters if name in new}
+
+    def spread(self, values: Mapping[str, Any]) -> Tree:
+        """One object per PyTorch parameter, such as the name of its group, put on each of its leaves.
+
+        Args:
+            values: an object for each of `parameters` that has a twin.
+
+        Returns:
+            A tree as of `parameters_to_jax`, of these objects.
+
+        Raises:
+            ValueError: a missing or additional name; a leaf that is made of several parameters with different objects.
+        """
+        where = "pair.spread"
+        links = [link for link in self.links if set(link.torch) <= self.torch.trained]
+        self._check_parameter_names(where, values, links)
+        new: dict[str, Any] = {}
+        for link in links:
+            for name in link.jax:
+                given = {ours: values[ours] for ours in link.torch}
+                first, *others = given.values()
+                if name in new:
+                    others.append(new[name])
+                if any(other is not first and other != first for other in others):
+                    text = ", ".join(f"{ours!r}: {value!r}" for ours, value in given.items())
+                    raise ValueError(
+                        f"{where}: the leaf {name!r} of the flax side is made of several parameters, which must agree; "
+                        f"got {text}"
+                    )
+                new[name] = first
+        self._check_trained(where, links)
+        return self.flax.build_params(new)
+
+    # --- plumbing ---
+
+    def _leaves_of(self, name: str) -> list[str]:
+        """The leaves of the flax side that a PyTorch array goes to."""
+        return [leaf for link in self.links if name in link.torch for leaf in link.jax]
+
+    def _state(self, where: str, source: Any) -> dict[str, Any]:
+        """The arrays that the links need, by first name; every other name must be known."""
+        if isinstance(source, nn.Module):
+            source = source.state_dict()
+        if not isinstance(source, Mapping):
+            raise TypeError(
+                f"{where}: source must be the nn.Module, its state dict or a dict of parameters, got "
+                f"{type(source).__name__}"
+            )
+        values: dict[str, Any] = {}
+        for name, x in source.items():
+            first = self.torch.first.get(name)
+            if first is None:
+                raise ValueError(
+                    f"{where}: the source has {name!r}, which the model that was matched has not; nearest names: "
+                    f"{nearest(str(name), list(self.torch.first))}"
+                )
+            if first in values and values[first] is not x and not _same(values[first], x):
+                raise ValueError(
+                    f"{where}: {name!r} and {first!r} are one tied array, but have different values in the source"
+                )
+            values[first] = x
+        needed = [name for link in self.links for name in link.torch]
+        missing = [name for name in dict.fromkeys(needed) if name not in values]
+        if missing:
+            raise ValueError(
+                f"{where}: the source lacks {_some(missing)}; pass the model or its whole state dict (for gradients "
+                "and the like: pair.parameters_to_jax)"
+            )
+        for name in needed:
+            _refuse_object(where, name, values[name])
+        return {name: values[name] for name in needed}
+
+    def _leaves(self, where: str, source: Any, forms: Mapping[str, Form]) -> dict[str, Any]:
+        """The leaves of a tree of the flax side, which must be those of `forms`."""
+        leaves = _flax.read(where, source).leaves
+        missing = [name for name in forms if name not in leaves]
+        more = [name for name in leaves if name not in forms]
+        if missing:
+            raise ValueError(
+                f"{where}: the source lacks {_some(missing)}; nearest names: {nearest(missing[0], list(leaves))}"
+            )
+        if more:
+            raise ValueError(
+                f"{where}: the source has {_some(more)}, which the flax side that was matched has not; nearest names: "
+                f"{nearest(more[0], list(forms))}"
+            )
+        values = {name: leaves[name].value for name in forms}
+        for name, x in values.items():
+            if isinstance(x, jax.ShapeDtypeStruct):
+                raise TypeError(f"{where}: {_leaf(name)} is a ShapeDtypeStruct, which has a shape but no values")
+            checked(where, _leaf(name), x)
+            _check_shape(where, name, x, forms[name].shape)
+        return values
+
+    def _to_torch(self, link: Link, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        sources = [np.asarray(jax.device_get(values[name])) for name in link.jax]
+        return arrays.to_torch(dict(zip(link.torch, link.to_torch(*sources), strict=True)))
+
+    def _parameter_links(self, where: str) -> list[Link]:
+        """The links of parameters, refused where a parameter has no place of its own on the other side."""
+        links = [link for link in self.links if set(link.torch) & self.torch.trained]
+        seen: set[str] = set()
+        for link in links:
+            if link.sums:
+                raise ValueError(
+                    f"{where}: {link.sums}: parameters that are added up have gradients and moments of their own, "
+                    "which one leaf cannot hold; only values cross (pair.to_jax)"
+                )
+            for name in link.torch:
+                if name in seen:
+                    raise ValueError(
+                        f"{where}: {name!r} is tied in PyTorch and has two leaves on the flax side "
+                        f"({', '.join(map(repr, self._leaves_of(name)))}), with gradients and moments of their own; "
+                        "only values cross (pair.to_jax), unless the flax model ties them too"
+                    )
+            seen.update(link.torch)
+        self._check_trained(where, links)
+        return links
+
+    def _check_trained(self, where: str, links: list[Link]) -> None:
+        """Refuse what one side trains and the other does not."""
+        for link in links:
+            for name in link.torch:
+                if name not in self.torch.trained or not self.flax.trained.issuperset(link.jax):
+                    raise ValueError(
+                        f"{where}: {name!r} and {', '.join(map(repr, link.jax))} are linked, but only one side trains "
+                        "them (a parameter here, a buffer or another collection there)"
+                    )
+        fed = {name for link in links for name in link.jax}
+        for name in self.flax.forms:
+            if name in self.flax.trained and name not in fed:
+                raise ValueError(f"{where}: the leaf {name!r} is a parameter of the flax side, but a buffer in PyTorch")
+
+    def _check_parameter_names(self, where: str, values: Mapping[str, Any], links: list[Link]) -> None:
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{where}: values must be a dict by parameter name, got {type(values).__name__}")
+        missing = [name for link in links for name in link.torch if name not in values]
+        more = [name for name in values if name not in self.parameters]
+        if missing:
+            raise ValueError(f"{where}: values lack {_some(missing)}, which every parameter with a twin must have")
+        if more:
+            raise ValueError(
+                f"{where}: values have {_some(more)}, which is no parameter (tied ones have their first name); nearest "
+                f"names: {nearest(str(more[0]), self.parameters)}"
+            )
+
+
+def _leaf(name: str) -> str:
+    return f"the leaf {name!r}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _refuse_object(where: str, name: str, x: Any) -> None:
+    if not isinstance(x, (Tensor, jax.Array, np.ndarray, np.generic)):
+        raise TypeError(f"{where}: {_leaf(name)} is a {type(x).__module__}.{type(x).__name__}, not an array")
+
+
+def _check_shape(where: str, name: str, x: Any, shape: tuple[int, ...]) -> None:
+    if tuple(x.shape) != shape:
+        more = len(x.shape) > len(shape) and tuple(x.shape[len(x.shape) - len(shape) :]) == shape
+        remedy = "; leading axes do not cross: take the members apart first (fr.unstack)" if more else ""
+        raise ValueError(f"{where}: {_leaf(name)} has the shape {tuple(x.shape)}, must be {shape}{remedy}")
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal values, NaN being equal to itself."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        a, b = np.asarray(arrays._to_host(a)), np.asarray(arrays._to_host(b))
+    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def form_of(x: Any) -> Form:
+    """Shape and NumPy dtype of an array of either side."""
+    dtype = TO_NUMPY.get(x.dtype, np.dtype(object)) if isinstance(x, torch.Tensor) else np.dtype(x.dtype)
+    return Form(tuple(x.shape), dtype)
+
+
+_ = TO_TORCH
