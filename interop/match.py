@@ -1,5 +1,6 @@
 """`match`: the layers of a PyTorch model and those of a flax one, paired without a guess."""
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -232,7 +233,7 @@ class _Match:
             tuple(row.link for row in rows),
             parameters,
             (*notes, *differences),
-            TorchSide(forms, self.first, kept, frozenset(parameters)),
+            TorchSide(forms, self.first, kept, frozenset(parameters), weakref.ref(self.net)),
             FlaxSide(
                 {name: form_of(leaf.value) for name, leaf in leaves.items()},
                 frozenset(name for name, leaf in leaves.items() if leaf.trained),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from funcreg._selectors import nearest
 
-from . import _flax, _table, arrays
+from . import _flax, _table, arrays, optimizers
 from ._refusals import TO_NUMPY, TO_TORCH, checked, refuse_narrowing
 from .links import Link
 
@@ -35,12 +38,14 @@ class TorchSide(NamedTuple):
         first: for every name of it the first name of the same array: tied arrays have several.
         kept: what has no twin in flax, by name, as it was when the pair was made.
         trained: the first names of the parameters.
+        net: a weak reference to it: a pair keeps no array alive.
     """
 
     forms: Mapping[str, Form]
     first: Mapping[str, str]
     kept: Mapping[str, Any]
     trained: frozenset[str]
+    net: weakref.ref[nn.Module]
 
 
 class FlaxSide(NamedTuple):
@@ -75,6 +80,17 @@ class Pair:
         return _table.table(self.rows, self.notes)
 
     __repr__ = __str__
+
+    @property
+    def net(self) -> nn.Module:
+        """The PyTorch model, by whose parameters an optimizer's are known."""
+        net = self.torch.net()
+        if net is None:
+            raise ValueError(
+                "pair: the PyTorch model that was matched has been deleted, and with it the names of the optimizer's "
+                "parameters; keep it, or match again"
+            )
+        return net
 
     # --- values ---
 
@@ -238,6 +254,26 @@ class Pair:
                 new[name] = first
         self._check_trained(where, links)
         return self.flax.build_params(new)
+
+    # --- optimizers ---
+
+    def optimizer_to_jax(
+        self, optimizer: Optimizer, scheduler: Any = None, steps_per_epoch: int = 1
+    ) -> tuple[optax.GradientTransformation, optimizers.TorchOptimizerState]:
+        """`optimizers.optimizer_to_jax` of this pair: the transformation and its state, mid-run."""
+        return optimizers.optimizer_to_jax(self, optimizer, scheduler, steps_per_epoch)
+
+    def optimizer_to_torch(self, opt_state: Any, optimizer: Optimizer) -> None:
+        """`optimizers.optimizer_to_torch` of this pair: a state is written into an optimizer of torch.optim."""
+        optimizers.optimizer_to_torch(self, opt_state, optimizer)
+
+    def opt_state_to_jax(self, state: Any) -> Any:
+        """`optimizers.opt_state_to_jax` of this pair: states of `funcreg.torch`, a `TrainState` as well."""
+        return optimizers.opt_state_to_jax(self, state)
+
+    def opt_state_to_torch(self, state: Any) -> Any:
+        """`optimizers.opt_state_to_torch` of this pair: states of `funcreg.jax` and optax, a `TrainState` as well."""
+        return optimizers.opt_state_to_torch(self, state)
 
     # --- plumbing ---
 

@@ -114,10 +114,10 @@ def rule_of(where: str, optimizer: Any) -> Rule:
 
 
 def groups_of(where: str, pair: Any, optimizer: Optimizer) -> dict[str, int]:
-    """The group of every parameter of the pair's net; `NO_GROUP` for one that is not the optimizer's."""
+    """The group of every parameter with a twin; `NO_GROUP` for one that is not the optimizer's."""
     own: dict[Tensor, str] = {p: name for name, p in pair.net.named_parameters()}
-    matched = set(pair.parameters)
-    groups = dict.fromkeys(pair.parameters, NO_GROUP)
+    twinned = {name for link in pair.links for name in link.torch}
+    groups = {name: NO_GROUP for name in pair.parameters if name in twinned}
     for i, group in enumerate(optimizer.param_groups):
         for j, p in enumerate(group["params"]):
             what = f"parameter {j} of group {i} ({list(p.shape)})"
@@ -126,14 +126,13 @@ def groups_of(where: str, pair: Any, optimizer: Optimizer) -> dict[str, int]:
                     f"{where}: {what} of the optimizer is no parameter of the net of this pair; make the optimizer of "
                     "net.parameters() of the very net that was matched"
                 )
-            if own[p] not in matched:
-                raise ValueError(f"{where}: the parameter {own[p]!r} of the optimizer is not matched in this pair")
             if p.is_complex():
                 raise TypeError(
                     f"{where}: the parameter {own[p]!r} is complex: PyTorch optimizes real and imaginary parts on "
                     "their own, and JAX's gradients are the conjugates of PyTorch's; store the parts as two"
                 )
-            groups[own[p]] = i
+            if own[p] in twinned:
+                groups[own[p]] = i
     return groups
 
 

@@ -87,16 +87,17 @@ def _state(pair: Any, optimizer: Optimizer, settings: Settings) -> dict[str, Any
     holders = {
         what: {leaf for leaf, i in settings.group_of if what in settings.moments(i)} for what in settings.names()
     }
+    blank = pair.parameters_to_jax({name: filled(own[name], 0.0) for name in groups})  # refuses what cannot cross
     trees: dict[str, Any] = {}
     for what in settings.names():
         if holders[what]:
-            values = {name: states[name].get(what, filled(own[name], 0.0)) for name in pair.parameters}
+            values = {name: states[name].get(what, filled(own[name], 0.0)) for name in groups}
             tree = pair.parameters_to_jax(values)
             trees[what] = rebuild(tree, {leaf: x for leaf, x in named(tree).items() if leaf in holders[what]})
         else:
-            boxes = named(pair.spread({name: Scalar(states[name].get(what)) for name in pair.parameters}))
+            boxes = named(pair.spread({name: Scalar(states[name].get(what)) for name in groups}))
             arrays = {leaf: to_jax(box.value) for leaf, box in boxes.items() if box.value is not None}
-            trees[what] = rebuild(next(iter(trees.values())), arrays)
+            trees[what] = rebuild(blank, arrays)
     return trees
 
 

@@ -47,7 +47,7 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
         arrays, rates = from_optax(_WHERE, pure, optimizer, settings)
     groups = groups_of(_WHERE, pair, optimizer)
     own = dict(pair.net.named_parameters())
-    moments = _moments(pair, settings, arrays)
+    moments = _moments(pair, settings, arrays, groups)
     scalars = _scalars(pair, settings, arrays, groups)
     states = {
         name: _of_parameter(settings, i, name, own[name], optimizer.param_groups[i], moments, scalars[name])
@@ -103,10 +103,12 @@ def _group(i: int | None) -> str:
     return "no group" if i in (None, NO_GROUP) else f"group {i}"
 
 
-def _moments(pair: Any, settings: Settings, arrays: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+def _moments(
+    pair: Any, settings: Settings, arrays: Mapping[str, Any], groups: Mapping[str, int]
+) -> dict[str, dict[str, Tensor]]:
     """The arrays that are like parameters, by their names and those of the parameters; zeros where there are none."""
     own = dict(pair.net.named_parameters())
-    zeros = pair.parameters_to_jax({name: filled(own[name], 0.0) for name in pair.parameters})
+    zeros = pair.parameters_to_jax({name: filled(own[name], 0.0) for name in groups})
     blank = named(zeros)
     result = {}
     for what in settings.names():
@@ -130,7 +132,7 @@ def _scalars(
     pair: Any, settings: Settings, arrays: Mapping[str, Any], groups: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
     """The 0-d arrays, by the names of the parameters and their own; those of all leaves of a parameter must agree."""
-    result: dict[str, dict[str, Any]] = {name: {} for name in pair.parameters}
+    result: dict[str, dict[str, Any]] = {name: {} for name in groups}
     for link in pair.links:
         leaves = [leaf_name(leaf.split(".")) for leaf in link.jax]
         for name in link.torch:
