@@ -169,15 +169,14 @@ def _read_state(where: str, state: Any) -> Side:
 
     leaves: dict[str, Leaf] = {}
     keys: dict[Path, list[str] | None] = {}
-    places: dict[str, tuple[Path, Any]] = {}
+    places: dict[str, tuple[Any, Any]] = {}
     for path, variable in nnx.to_flat_state(state):
         boxed = isinstance(variable, nnx.Variable)
         if boxed and not _is_weight(variable):
             continue
         name = ".".join(map(str, path))
         value = _array(where, name, variable.get_value() if boxed else variable)
-        trained = not boxed or isinstance(variable, nnx.Param)
-        _add(where, leaves, Leaf(name, tuple(map(str, path)), trained, value))
+        _add(where, leaves, Leaf(name, tuple(map(str, path)), not boxed or isinstance(variable, nnx.Param), value))
         # not the array: a pair would keep it alive
         places[name] = path, variable.replace(jax.ShapeDtypeStruct(value.shape, value.dtype)) if boxed else None
 

@@ -23,18 +23,22 @@ class Torch:
     Attributes:
         path: of the layer, or of the bare array.
         module: the layer; None for a bare array.
+        prefix: what the names that its rule has for its arrays are preceded by.
         names: of its arrays, as in the state dict.
         forms: the leaves it could have in flax; a bare array has none.
         shape: of a bare array.
         repeats: all of its arrays are tied to those of an earlier one.
+        why_bare: why the module of a bare array has no rule.
     """
 
     path: Path
-    module: torch.nn.Module | None
+    module: Any  # an nn.Module, or a Cell of a recurrent one
+    prefix: str
     names: tuple[str, ...]
     forms: list[Shapes]
     shape: tuple[int, ...] = ()
     repeats: bool = False
+    why_bare: str = ""
 
     @property
     def name(self) -> str:
@@ -43,7 +47,9 @@ class Torch:
     def __str__(self) -> str:
         if self.module is None:
             return f"{self.name} {self.shape}"
-        return f"{self.name or 'the model itself'} ({type(self.module).__name__}: {brief(self.forms[0])})"
+        return (
+            f"{self.name or 'the model itself'} ({kind_of(self.module)}: {brief(self.forms[0]) if self.forms else '?'})"
+        )
 
 
 @dataclass(eq=False)
@@ -104,7 +110,14 @@ def fits(ours: Torch, theirs: Flax) -> bool:
     """Whether the arrays could be twins: leaf names and shapes, and the class where flax shows it."""
     if ours.module is None:
         return len(theirs.shapes) == 1 and ours.shape in theirs.shapes.values()
-    return not theirs.bare and rules.fits(ours.module, theirs.shapes, theirs.kind)
+    twins = rules.rule_of(ours.module).twins.split()
+    told = theirs.kind and twins
+    return not theirs.bare and (not told or theirs.kind in twins) and rules.fits(ours.module, theirs.shapes)
+
+
+def kind_of(module: Any) -> str:
+    """The class of a layer, or of the recurrent module that a cell is part of."""
+    return type(getattr(module, "module", module)).__name__
 
 
 # --- PyTorch ---
@@ -131,17 +144,18 @@ def torch_nodes(
             return None
         keys[path] = [*module._parameters, *module._buffers, *module._modules]
         try:
-            forms = [{name: tuple(shape) for name, shape in leaves.items()} for leaves in rules.leaves_of(module)]
-        except rules.NoRule:
-            forms = []
-        if forms and not any(name in left_out and not is_count(name) for name in under):
-            repeats = all(first[name] != name for name in names)
-            return Node(path, item=Torch(path, module, tuple(names), forms, repeats=repeats))
+            parts, why = (rules.parts(module) if rules.rule_of(module) else []), ""
+        except rules.NoRule as error:
+            parts, why = [], str(error)
+        if parts and not any(name in left_out and not is_count(name) for name in under):
+            return _layer(path, parts, prefix, names, first, keys)
         node = Node(path)
         for own in (*module._parameters, *module._buffers):
             name = prefix + own
             if name in names and isinstance(state[name], torch.Tensor):
-                bare = Torch((*path, own), None, (name,), [], tuple(state[name].shape), first[name] != name)
+                bare = Torch(
+                    (*path, own), None, prefix, (name,), [], tuple(state[name].shape), first[name] != name, why
+                )
                 node.children.append(Node(bare.path, item=bare))
         for own, child in module._modules.items():
             below = walk(child, (*path, own)) if child is not None else None
@@ -150,6 +164,34 @@ def torch_nodes(
         return _without_wrapper(node)
 
     return walk(net, ()) or Node(()), keys
+
+
+def _layer(
+    path: Path, parts: list[Any], prefix: str, names: list[str], first: Mapping[str, str], keys: dict[Path, list[str]]
+) -> Node:
+    """A layer, or a recurrent one as a container of its cells, each of which is a layer in flax."""
+    node = Node(path)
+    for part in parts:
+        own = [name for name in names if name.endswith(getattr(part, "suffix", ""))]
+        try:
+            forms = [{name: tuple(shape) for name, shape in leaves.items()} for leaves in rules.leaves_of(part)]
+        except rules.Mismatch as error:
+            raise ValueError(
+                f"match: {'.'.join(path) or 'the model'}: {error}; rename={{{'.'.join(path)!r}: None}} leaves it out"
+            ) from error
+        below = path if len(parts) == 1 else (*path, _cell_name(part))
+        item = Torch(below, part, prefix, tuple(own), forms, repeats=all(first[name] != name for name in own))
+        node.children.append(Node(below, item=item))
+    if len(parts) == 1:
+        return node.children[0]
+    keys[path] = [child.path[-1] for child in node.children]
+    return node
+
+
+def _cell_name(cell: Any) -> str:
+    """`l0`, or `l0_forward` and `l0_backward` as flax calls the directions."""
+    name = cell.suffix.removeprefix("_").removesuffix("_reverse")
+    return name + ("_backward" if cell.reverse else "_forward") if cell.module.bidirectional else name
 
 
 def is_count(name: str) -> bool:
@@ -167,7 +209,7 @@ def _without_wrapper(node: Node) -> Node:
 
 def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
     """The tree of what could be layers: the largest subtrees whose leaves some layer of the other side would have."""
-    some = {(type(x.module), frozenset(map(form, x.forms))): x.module for x in layers}.values()
+    some = {(kind_of(x.module), frozenset(map(form, x.forms))): x.module for x in layers}.values()
     could_be: dict[frozenset[Any], bool] = {}
     tree: dict[str, Any] = {}
     paths = [(leaf.path, name, False) for name, leaf in side.leaves.items()]
@@ -192,7 +234,7 @@ def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
         shapes = {relative: side.leaves[name].shape for relative, name in names.items()}
         known = form(shapes)
         if not isinstance(node, tuple) and known not in could_be:
-            could_be[known] = any(rules.fits(module, shapes, "") for module in some)
+            could_be[known] = any(rules.fits(module, shapes) for module in some)
         if isinstance(node, tuple) or could_be[known]:
             repeats = all(again for _, again in leaves.values())
             return Node(path, item=Flax(path, names, shapes, _kind(side, path), repeats))
@@ -206,4 +248,5 @@ def _kind(side: Side, path: Path) -> str:
     twin = side.twin(path)
     by_name = re.fullmatch(r"([A-Za-z]+)_\d+", path[-1]) if path else None
     kind = type(twin).__name__ if twin is not None else by_name[1] if by_name else ""
-    return kind if kind in rules.KINDS else ""
+    known = {name for rule in rules.RULES.values() for name in rule.twins.split()}
+    return kind if kind in known else ""

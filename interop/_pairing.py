@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ._layers import Flax, Node, Torch, fits, form
+from ._layers import Flax, Node, Torch, fits, form, kind_of
 from ._names import Path, distinct_roles, label, numbers, pair_by_name, same_role, stems
 
 Keys = Mapping[Path, list[str] | None]
@@ -77,8 +77,8 @@ class Pairing:
                     if a.item is not None and b.item is not None:
                         self.pairs.append((a.item, b.item, how))
                     else:  # one of them may be an item: a unit that the other side keeps in a container of its own
-                        below = ([x] if x.item is not None else x.children for x in (a, b))
-                        self._region(kinds, *map(list, below), len(a.path), len(b.path))
+                        left, right = ([x] if x.item is not None else list(x.children) for x in (a, b))
+                        self._region(kinds, left, right, len(a.path), len(b.path))
 
     def _bijection(self, ours: list[Node], theirs: list[Node], i: int, j: int) -> list[tuple[Node, Node, str]]:
         """The pairs among nodes that could all be twins of one another, or none and a note of what is unclear."""
@@ -105,7 +105,7 @@ def _kinds(left: Sequence[Torch], right: Sequence[Flax]) -> dict[Torch | Flax, i
     type_of: dict[Torch | Flax, Hashable] = {}
     for item in (*left, *right):
         if isinstance(item, Torch):
-            key: Hashable = (type(item.module).__name__, item.shape, frozenset(map(form, item.forms)))
+            key: Hashable = (kind_of(item.module), item.shape, frozenset(map(form, item.forms)))
         else:
             key = (form(item.shapes), item.kind)
         types.setdefault(key, item)

@@ -27,10 +27,9 @@ def table(rows: Sequence[Row], notes: Sequence[str]) -> str:
     for row in rows:
         ours = _column(row.link.torch, row.torch_shapes)
         theirs = _column(row.link.jax, row.jax_shapes)
-        blank = ("", "")
         for i in range(max(len(ours), len(theirs))):
-            a, b = (side[i] if i < len(side) else blank for side in (ours, theirs))
-            lines.append((*a, *b, row.by if i == 0 else "", happens(row) if i == 0 else ""))
+            (a, shape), (b, other) = (side[i] if i < len(side) else ("", "") for side in (ours, theirs))
+            lines.append((a, shape, b, other, row.by if i == 0 else "", happens(row) if i == 0 else ""))
     widths = [max(len(line[i]) for line in lines) for i in range(6)]
     text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
     rule = "-" * max(map(len, text))
@@ -66,7 +65,9 @@ def _move(link: Link, shape: tuple[int, ...]) -> str:
     flips = "" if all(s >= 0 for s in y.strides) else "flipped"
     by_stride = dict(zip(x.strides, range(x.ndim), strict=True))
     order = [by_stride.get(abs(s)) for s in y.strides]
-    if len(by_stride) < x.ndim or None in order or sorted(order) != list(range(x.ndim)):  # pyright: ignore[reportArgumentType]
+    if x.ndim == 2 and y.shape == x.shape[::-1] and (flips or 1 in x.shape):
+        moved = "transposed"  # of an axis of one entry the strides say nothing
+    elif len(by_stride) < x.ndim or None in order or sorted(order) != list(range(x.ndim)):  # pyright: ignore[reportArgumentType]
         moved = "" if y.shape == x.shape else "reshaped" if x.size else ""
     elif order == list(range(x.ndim)):
         moved = ""

@@ -2,12 +2,12 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from . import _flax, _flatten, _layers, _renames, rules
+from . import _flatten, _flax, _layers, _renames, rules
 from ._layers import Flax, Node, Torch, brief
 from ._names import Path
 from ._pairing import Pairing
@@ -174,10 +174,9 @@ class _Match:
 
     def _made_of(self, item: Torch, named: Mapping[str, str]) -> Flax:
         """A flax layer put together from leaves that lie anywhere."""
-        prefix = f"{item.name}." if item.name else ""
         for form in item.forms:
             links = rules.links_of(item.module, form, None)
-            relative = {prefix + link.torch[0]: link.jax[0] for link in links if len(link.torch + link.jax) == 2}
+            relative = {item.prefix + link.torch[0]: link.jax[0] for link in links if len(link.torch + link.jax) == 2}
             names = {relative[ours]: theirs for ours, theirs in named.items() if ours in relative}
             shapes = {name: self.side.leaves[theirs].shape for name, theirs in names.items()}
             if shapes == form:
@@ -205,7 +204,7 @@ class _Match:
         for ours, theirs, by in pairs:
             for link, also in self._links(ours, theirs, by, behind, differences):
                 first = tuple(self.first[name] for name in link.torch)
-                link = Link(first, link.jax, link.to_jax, link.to_torch, link.sums)
+                link = replace(link, torch=first)
                 if (first, link.jax) in seen:  # tied on both sides
                     continue
                 seen.add((first, link.jax))
@@ -265,25 +264,16 @@ class _Match:
         if twin is not None:
             about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}: "
             differences += [about + text for text in rules.differences(ours.module, twin)]
-        prefix = f"{ours.name}." if ours.name else ""
         count = behind.get(ours.name)
         for link in links:
-            also = getattr(link, "note", "")
+            also = link.note
             if count is not None and not (isinstance(ours.module, nn.Linear) and link.jax != ("kernel",)):
                 size = theirs.shapes[link.jax[0]][0]
                 link = _flatten.permuted(link, count)
                 moved = "transposed, rows permuted" if isinstance(ours.module, nn.Linear) else "entries permuted"
                 also = f"{moved} ({count} channels x {size // count})"
-            yield (
-                Link(
-                    tuple(prefix + name for name in link.torch),
-                    tuple(theirs.names[name] for name in link.jax),
-                    link.to_jax,
-                    link.to_torch,
-                    link.sums,
-                ),
-                also,
-            )
+            ours_names = tuple(ours.prefix + name for name in link.torch)
+            yield replace(link, torch=ours_names, jax=tuple(theirs.names[name] for name in link.jax)), also
 
     def _row(self, link: Link, by: str, also: str) -> Row:
         ours = tuple(tuple(self.state[name].shape) for name in link.torch)
@@ -308,8 +298,8 @@ class _Match:
                 notes.append(f"{' = '.join(names)} are tied, and are one in flax: {', '.join(leaves[name])}")
             elif len(links) > 1:
                 notes.append(
-                    f"{' = '.join(names)} are tied in PyTorch but not in flax: {' and '.join(leaves[name])} get the same "
-                    "values; gradients and optimizer state do not cross"
+                    f"{' = '.join(names)} are tied in PyTorch but not in flax: {' and '.join(leaves[name])} get the "
+                    "same values; gradients and optimizer state do not cross"
                 )
 
     def _note_dtypes(self, rows: list[Row], notes: list[str]) -> None:
@@ -369,7 +359,7 @@ def _refuse_unpaired(pairing: Pairing) -> None:
         text.append(
             f"no partner for {len(ours)} of the PyTorch side and {len(theirs)} of the flax side (or one too many):"
         )
-        text += [f"  PyTorch  {x}{_nearest(x, theirs)}" for x in ours]
+        text += [f"  PyTorch  {x}{_nearest(x, theirs)}{x.why_bare and f'; {x.why_bare}'}" for x in ours]
         text += [f"  flax     {y}{_nearest_torch(y, ours)}" for y in theirs]
         text.append(
             "rename={'name': 'partner'} pairs two of one shape, rename={'name': None} leaves one of PyTorch's out; a "
@@ -445,6 +435,3 @@ def _refuse_crossed_names(pairing: Pairing, theirs: list[Flax]) -> None:
                 f"match: {ours} fits {partner} by its arrays, but has the name of {twin}; one of the models may be "
                 f"wrong; rename={{{ours.name!r}: {partner.name!r}}} says that this is meant"
             )
-
-
-_ = torch

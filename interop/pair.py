@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from funcreg._selectors import nearest
 
 from . import _flax, _table, arrays, optimizers
-from ._refusals import TO_NUMPY, TO_TORCH, checked, refuse_narrowing
+from ._refusals import TO_NUMPY, checked, refuse_narrowing
 from .links import Link
 
 Tree = Any
@@ -420,6 +420,3 @@ def form_of(x: Any) -> Form:
     """Shape and NumPy dtype of an array of either side."""
     dtype = TO_NUMPY.get(x.dtype, np.dtype(object)) if isinstance(x, torch.Tensor) else np.dtype(x.dtype)
     return Form(tuple(x.shape), dtype)
-
-
-_ = TO_TORCH
