@@ -101,7 +101,7 @@ def _rmsprop(where: str, settings: Settings, optimizer: Optimizer, own: list[Any
     second, *rest = own
     arrays: dict[str, Any] = {
         "square_avg": second.nu,
-        "step": _everywhere(settings, np.float32(getattr(second, "count", 1))),
+        "step": _everywhere(settings, np.float32(second.count if "count" in second._fields else 1)),
     }
     centered = hasattr(second, "mu")
     traced = [type(state) for state in rest] == [optax.TraceState]
