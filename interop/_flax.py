@@ -1,7 +1,8 @@
 """The flax side of a pair, whatever it was given as: its leaves by name, and the way back to its structure."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ class Side:
         build: the structure that was given, around other leaves.
         build_params: the part of it that the optimizer sees.
         twin: the module at a path, where there is one.
+        calls: whether the order of the keys is one of calls, as in what linen's `init` makes.
         also: further paths to a leaf, of an nnx Variable that is shared: (path, name).
     """
 
@@ -54,6 +56,7 @@ class Side:
     build: Callable[[Mapping[str, Any]], Tree]
     build_params: Callable[[Mapping[str, Any]], Tree]
     twin: Callable[[Path], Any] = lambda path: None
+    calls: bool = False
     also: list[tuple[Path, str]] = field(default_factory=list)
 
 
@@ -73,7 +76,7 @@ def read(where: str, flax: Any) -> Side:
                 "variables = module.init(key, x), or module.bind(variables)"
             )
         side = _read_mapping(where, flax.variables)
-        return Side(side.leaves, side.keys, side.build, side.build_params, lambda path: _linen_twin(flax, path))
+        return replace(side, twin=lambda path: _linen_twin(flax, path))
     if isinstance(flax, nnx.Module):
         return _read_module(where, flax)
     if isinstance(flax, nnx.State):
@@ -119,7 +122,8 @@ def _read_mapping(where: str, tree: Mapping[Any, Any]) -> Side:
     taken: set[Path] = set()
     if not variables:
         names = walk(tree, (), (), True)
-        return Side(leaves, keys, lambda values: _filled(names, values), lambda values: _filled(names, values))
+        build = partial(_filled, names)
+        return Side(leaves, keys, build, build, calls=True)
     collections = {}
     for collection in ("params", *(key for key in tree if key != "params")):
         if not isinstance(tree[collection], Mapping):
@@ -132,9 +136,7 @@ def _read_mapping(where: str, tree: Mapping[Any, Any]) -> Side:
         taken = {leaf.path for leaf in leaves.values()}
     whole = {key: collections[key] for key in tree}
     names = whole if type(tree) is dict else type(tree)(whole)  # pyright: ignore[reportCallIssue]
-    return Side(
-        leaves, keys, lambda values: _filled(names, values), lambda values: _filled(collections["params"], values)
-    )
+    return Side(leaves, keys, partial(_filled, names), partial(_filled, collections["params"]), calls=True)
 
 
 def _filled(names: Any, values: Mapping[str, Any]) -> Any:
@@ -234,7 +236,7 @@ def _read_module(where: str, model: Any) -> Side:
             also.append((path, name))
     for name, leaf in side.leaves.items():  # what lies in containers that nobody but flax looks into
         leaves.setdefault(name, leaf)
-    return Side(leaves, keys, side.build, side.build_params, twins.get, also)
+    return Side(leaves, keys, side.build, side.build_params, twins.get, also=also)
 
 
 def _is_weight(variable: Any) -> bool:

@@ -42,7 +42,7 @@ Layouts = Callable[[Any, Shapes | None], list[Layout]]
 def leaves(
     names: Mapping[str, str | tuple[str, Move]], says: str = "", options: Mapping[str, Any] | None = None
 ) -> Layouts:
-    """Array for array: `{"weight": ("kernel", axes(1, 0)), "bias": "bias"}`; those that the module lacks are left out."""
+    """Array for array: `{"weight": ("kernel", axes(1, 0)), "bias": "bias"}`; what the module lacks is left out."""
 
     moves = {torch: (jax, AS_IS) if isinstance(jax, str) else jax for torch, jax in names.items()}
 

@@ -17,6 +17,14 @@ _KINDS = frozenset(
     "bn ln gn rms layer layers block blocks module modules net seq sequential list proj projection embed embedding emb "
     "general d b h l w kernel weight bias scale".split()
 )
+# Words for one kind of layer.
+_SYNONYMS = {
+    **dict.fromkeys(("linear", "fc", "lin"), "dense"),
+    **dict.fromkeys(("bn", "batchnorm"), "batchnorm"),
+    **dict.fromkeys(("ln", "layernorm"), "layernorm"),
+    **dict.fromkeys(("gn", "groupnorm"), "groupnorm"),
+    **dict.fromkeys(("emb", "embedding"), "embed"),
+}
 
 
 def label(path: Path) -> Label:
@@ -33,7 +41,8 @@ def label(path: Path) -> Label:
 
 
 def stems(path: Path) -> Stems:
-    return tuple(letters for letters, _ in label(path))
+    """The letters of each component; words for one kind of layer are one word."""
+    return tuple(_SYNONYMS.get(letters, letters) for letters, _ in label(path))
 
 
 def numbers(path: Path) -> tuple[tuple[int, ...], ...]:
@@ -67,34 +76,19 @@ def distinct_roles(paths: Sequence[Path]) -> list[frozenset[str]]:
     return [words - shared for words in each]
 
 
-def pair_by_name(ours: Sequence[Path], theirs: Sequence[Path]) -> list[int] | None:
-    """For each of ours the index of its partner if the names alone decide it for all of them, or None."""
+def pair_by_label(ours: Sequence[Path], theirs: Sequence[Path]) -> list[int] | None:
+    """For each of ours the index of its partner if all have equal names, or None."""
     labels = {label(path): i for i, path in enumerate(theirs)}
     if len(labels) == len(theirs) and {label(path) for path in ours} == set(labels):
         return [labels[label(path)] for path in ours]
-    partner = _pair_stems(ours, theirs)
-    if partner is None:
-        return None
-    by_number: dict[Stems, list[int]] = {}
-    for i in sorted(range(len(theirs)), key=lambda i: numbers(theirs[i])):
-        by_number.setdefault(stems(theirs[i]), []).append(i)
-    result = [-1] * len(ours)
-    for i in sorted(range(len(ours)), key=lambda i: numbers(ours[i])):
-        result[i] = by_number[partner[stems(ours[i])]].pop(0)
-    return result
+    return None
 
 
-def _pair_stems(ours: Sequence[Path], theirs: Sequence[Path]) -> dict[Stems, Stems] | None:
-    """Which stem is which: equal ones, then those of one role where it leaves no choice, then the last one."""
+def pair_by_stem(ours: Sequence[Path], theirs: Sequence[Path]) -> dict[Stems, Stems] | None:
+    """Which stem is which, or None: equal ones, those of one role where it leaves no choice, then the last one."""
     counts, their_counts = Counter(map(stems, ours)), Counter(map(stems, theirs))
     if len(counts) != len(their_counts):
         return None
-    if any(
-        len({numbers(p) for p in side if stems(p) == s}) < n
-        for side, c in ((ours, counts), (theirs, their_counts))
-        for s, n in c.items()
-    ):
-        return None  # two of one stem and number: only the grouping of their components differs
     partner = {s: s for s in counts if s in their_counts}
     our_roles = dict(zip(map(stems, ours), distinct_roles(ours), strict=True))
     their_roles = dict(zip(map(stems, theirs), distinct_roles(theirs), strict=True))

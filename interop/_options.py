@@ -127,6 +127,8 @@ def attention(module: Any, twin: Any) -> Iterator[Option | str]:
     yield Option("decode", False, bool(twin.decode))
     if not module.batch_first:
         yield "batch_first=False: PyTorch attends over the first axis, flax over the last but one; swap them"
+    if type(twin).__module__.startswith("flax.nnx") and module.out_proj.weight.dtype == torch.float64:
+        yield "nnx takes the softmax in float32, also in float64, unless dropout_rate > 0 or called with sow_weights=True"
     yield "boolean masks: True blocks in PyTorch, True keeps in flax; pass the opposite"
 
 

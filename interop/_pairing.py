@@ -7,14 +7,19 @@ not, they are opened. So a layer is only compared with those of its own block, a
 
 A kind with one layer on each side needs no more. In a kind with several, names that leave no choice win over the order;
 the order counts where it is known on both sides and no name speaks against it; everything else is refused.
+
+NOTE [linen's numbers]: linen counts constructions, not calls: in `Dense(2)(relu(Dense(2)(x)))` Python constructs the
+outer layer first, which is Dense_0 and called last. The keys that `init` makes are in the order of calls, and win over
+the numbers; where a transformation has sorted them only the numbers are left.
 """
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ._layers import Flax, Node, Torch, fits, form, kind_of
-from ._names import Path, distinct_roles, label, numbers, pair_by_name, same_role, stems
+from ._names import Path, distinct_roles, label, numbers, pair_by_label, pair_by_stem, same_role, stems
 
 Keys = Mapping[Path, list[str] | None]
 Signature = tuple[tuple[int, int], ...]
@@ -27,16 +32,20 @@ class Pairing:
     Attributes:
         torch_keys: for every module its children in the order of definition.
         flax_keys: for every container its children in order, or None where the order says nothing.
+        calls: whether that order is one of calls, which wins over numbers.
         pairs: the twins, with the evidence: "name", "order" or "shape".
         lonely: layers of kinds of which the sides have not equally many.
         unclear: nodes that nothing tells apart, with the reason.
+        counted: names of nodes whose order is only that of linen's numbers.
     """
 
     torch_keys: Keys
     flax_keys: Keys
+    calls: bool
     pairs: list[tuple[Torch, Flax, str]] = field(default_factory=list)
     lonely: list[tuple[list[Torch], list[Flax]]] = field(default_factory=list)
     unclear: list[tuple[list[Node], list[Node], str]] = field(default_factory=list)
+    counted: list[str] = field(default_factory=list)
 
     def solve(self, ours: Sequence[Node], theirs: Sequence[Node]) -> None:
         """Pair everything below two lists of nodes."""
@@ -85,17 +94,34 @@ class Pairing:
         if len(ours) == 1:
             return [(ours[0], theirs[0], "shape")]
         paths, their_paths = [node.path[i:] for node in ours], [node.path[j:] for node in theirs]
-        by_name = pair_by_name(paths, their_paths)
-        if by_name is not None:
-            return [(node, theirs[k], "name") for node, k in zip(ours, by_name, strict=True)]
-        first, second = _in_order(ours, self.torch_keys, 0), _in_order(theirs, self.flax_keys, 0)
+        by_label = pair_by_label(paths, their_paths)
+        if by_label is not None:
+            return [(node, theirs[k], "name") for node, k in zip(ours, by_label, strict=True)]
+        partner = pair_by_stem(paths, their_paths)
+        if partner is not None and len(partner) > 1:
+            pairs: list[tuple[Node, Node, str]] = []
+            for stem, their_stem in partner.items():
+                group = [node for node, path in zip(ours, paths, strict=True) if stems(path) == stem]
+                others = [node for node, path in zip(theirs, their_paths, strict=True) if stems(path) == their_stem]
+                pairs += [(a, b, "name") for a, b, _ in self._ordered(group, others)]
+            return pairs if len(pairs) == len(ours) else []
+        pairs = self._ordered(ours, theirs)
+        if partner is None and _names_object([x.path[i:] for x, _, _ in pairs], [y.path[j:] for _, y, _ in pairs]):
+            self.unclear.append((ours, theirs, "the order pairs names that speak of different things"))
+            return []
+        return pairs
+
+    def _ordered(self, ours: list[Node], theirs: list[Node]) -> list[tuple[Node, Node, str]]:
+        first = _in_order(ours, self.torch_keys, 0, False)
+        second = _in_order(theirs, self.flax_keys, 0, self.calls)
         if first is None or second is None:
             side = "PyTorch's" if first is None else "flax's"
             self.unclear.append((ours, theirs, f"the order on {side} side is not known, and the names do not decide"))
             return []
-        if _names_object([x.path[i:] for x in first], [y.path[j:] for y in second]):
-            self.unclear.append((first, second, "the order pairs names that speak of different things"))
-            return []
+        if self.calls and len(theirs) > 1:
+            unsorted = any(self.flax_keys.get(y.path[:n]) for y in theirs for n in range(len(y.path)))
+            if not unsorted and re.fullmatch(r"[A-Z]\w*_\d+", second[0].path[-1]):
+                self.counted += [".".join(y.path) for y in second]
         return [(a, b, "order") for a, b in zip(first, second, strict=True)]
 
 
@@ -131,8 +157,11 @@ def _kinds(left: Sequence[Torch], right: Sequence[Flax]) -> dict[Torch | Flax, i
     return kinds
 
 
-def _in_order(nodes: Sequence[Node], keys: Keys, depth: int) -> list[Node] | None:
-    """The nodes in order, or None where it is not known: by the keys of each container, or by numbers of one stem."""
+def _in_order(nodes: Sequence[Node], keys: Keys, depth: int, calls: bool) -> list[Node] | None:
+    """The nodes in order, or None where it is not known: by the keys of each container, or by numbers of one stem.
+
+    Keys in the order of calls win over numbers; where they are only those of definition they must agree.
+    """
     if len(nodes) == 1:
         return list(nodes)
     branches: dict[str, list[Node]] = {}
@@ -147,18 +176,23 @@ def _in_order(nodes: Sequence[Node], keys: Keys, depth: int) -> list[Node] | Non
         by_stem.setdefault(stems((name,)), []).append(name)
     if known is not None and all(name in known for name in names):
         names.sort(key=known.index)
-        if any([name for name in names if name in group] != group for group in by_stem.values()):
+        if not calls and any([name for name in names if name in group] != group for group in by_stem.values()):
             return None  # fc2 before fc1: numbers and order contradict each other
-    elif len(by_stem) == 1:
+    elif len(by_stem) == 1 and len({tuple(map(len, numbers((name,)))) for name in names}) == 1:
         (names,) = by_stem.values()
     elif len(names) > 1:
         return None
-    parts = [_in_order(branches[name], keys, depth + 1) for name in names]
+    parts = [_in_order(branches[name], keys, depth + 1, calls) for name in names]
     return None if None in parts else [node for part in parts if part is not None for node in part]
 
 
 def _names_object(ours: Sequence[Path], theirs: Sequence[Path]) -> bool:
-    """Whether a pairing by order contradicts a name: equal to that of another, or of a clearly different role."""
+    """Whether a pairing by order contradicts a name: equal to that of another, or of a clearly different role.
+
+    Where a side calls all of them by one word, only numbers tell them apart.
+    """
+    if len(set(map(stems, ours))) == 1 or len(set(map(stems, theirs))) == 1:
+        return False
     labels = {label(path): n for n, path in enumerate(theirs)}
     roles, their_roles = distinct_roles(ours), distinct_roles(theirs)
     for n, path in enumerate(ours):

@@ -122,7 +122,7 @@ class _Match:
     def pair(self, strict: bool) -> Pair:
         ours, keys = _layers.torch_nodes(self.net, self.state, self.first, self.left_out)
         theirs = _layers.flax_nodes(self.side, [item for item in ours.items() if item.module is not None])
-        pairing = Pairing(keys, self.side.keys)
+        pairing = Pairing(keys, self.side.keys, self.side.calls)
         everything = list(ours.items())
         regions = self._named_regions(ours, theirs)
         for node, partner in sorted(regions, key=lambda region: -len(region[0].path)):
@@ -217,6 +217,12 @@ class _Match:
                     fed[name] = first
                 rows.append(self._row(link, by, also))
         self._check_leaves(everything, pairs, rows)
+        if pairing.counted:
+            notes.append(
+                f"{', '.join(pairing.counted)}: paired by linen's numbers, which count constructions: in "
+                "Dense(2)(relu(Dense(2)(x))) the outer layer is Dense_0. Variables of `init` without jit have the "
+                "order of calls"
+            )
         self._note_ties(rows, notes)
         self._note_dtypes(rows, notes)
         kept = self._kept(rows, notes)

@@ -93,13 +93,13 @@ _BATCH_NORM = Rule(
 )
 
 
-def _recurrent(twins: str, layouts: Layouts) -> Rule:
+def _of_cells(twins: str, layouts: Layouts) -> Rule:
     return Rule(f"{twins} RNN Bidirectional", layouts, _options.recurrent, _recurrent.refused)
 
 
-_LSTM = _recurrent("LSTMCell OptimizedLSTMCell", _recurrent.LSTM)
-_GRU = _recurrent("GRUCell", _recurrent.GRU)
-_RNN = _recurrent("SimpleCell", _recurrent.RNN)
+_LSTM = _of_cells("LSTMCell OptimizedLSTMCell", _recurrent.LSTM)
+_GRU = _of_cells("GRUCell", _recurrent.GRU)
+_RNN = _of_cells("SimpleCell", _recurrent.RNN)
 
 # PyTorch's class: the names of flax's, PyTorch's arrays = flax's with their axes in PyTorch's numbers, the options.
 RULES: dict[type, Rule] = {
@@ -311,8 +311,8 @@ def _alternatives(module: Module, rule: Rule, shapes: Shapes | None) -> list[tup
         linked = {name for one in layout.links for name in one.torch} | rule.without_twin.keys()
         for name in sorted(arrays.keys() - linked):
             raise Mismatch(
-                f"{module}: its array {name} {arrays[name]} is in no link of its rule, which knows {sorted(linked)}; if "
-                "it comes from a parametrization (weight_norm, spectral_norm), torch.nn.utils.parametrize."
+                f"{module}: its array {name} {arrays[name]} is in no link of its rule, which knows {sorted(linked)}; "
+                "if it comes from a parametrization (weight_norm, spectral_norm), torch.nn.utils.parametrize."
                 "remove_parametrizations first; else register() a rule that has it"
             )
         held = {}

@@ -1,0 +1,433 @@
+"""Every rule: outputs, gradients and statistics of a layer and its twin agree, and every array comes back bit for bit."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+from interop import rules
+
+F64 = {"param_dtype": jnp.float64}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A PyTorch layer and its twins.
+
+    Attributes:
+        torch: makes the layer.
+        linen: makes linen's.
+        nnx: makes nnx's.
+        inputs: the shapes of PyTorch's inputs.
+        image: whether the channels are PyTorch's second axis and flax's last.
+        integers: if not 0, the input is integers below it.
+    """
+
+    torch: Callable[[], nn.Module]
+    linen: Callable[[], Any]
+    nnx: Callable[[], Any] | None
+    inputs: tuple[tuple[int, ...], ...] = ((2, 3),)
+    image: bool = False
+    integers: int = 0
+
+    def draw(self) -> tuple[np.ndarray, ...]:
+        if self.integers:
+            return tuple(np.random.randint(self.integers, size=shape) for shape in self.inputs)
+        return tuple(np.random.randn(*shape) for shape in self.inputs)
+
+    def to_flax(self, x: np.ndarray) -> np.ndarray:
+        return np.moveaxis(x, 1, -1) if self.image else x
+
+
+class Twin:
+    """A flax layer of either kind as a pure function of a flat dict of its arrays.
+
+    Attributes:
+        layer: linen's or nnx's.
+        shapes: of its arrays, by dotted names relative to it.
+        statistics: which of these are no parameters.
+    """
+
+    def __init__(self, case: Case, kind: str) -> None:
+        self.kind, make = kind, getattr(case, kind)
+        if kind == "linen":
+            self.layer = make()
+            self.mode = {"use_running_average": True} if isinstance(self.layer, linen.BatchNorm) else {}
+            x = [case.to_flax(x) for x in case.draw()]
+            self.tree = jax.eval_shape(lambda key: self.layer.init(key, *x, **self.mode), jax.random.key(0))
+            paths = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in self._paths(self.tree)}
+            self.shapes = {name.split(".", 1)[1]: x.shape for name, x in paths.items()}
+            self.statistics = {name.split(".", 1)[1] for name in paths if name.startswith("batch_stats")}
+        else:
+            self.layer = nnx.eval_shape(make)
+            self.graph, state, self.rest = nnx.split(self.layer, nnx.Any(nnx.Param, nnx.BatchStat), ...)
+            self.flat = nnx.to_flat_state(state)
+            self.shapes = {self._dotted(path): variable.shape for path, variable in self.flat}
+            self.statistics = {self._dotted(p) for p, variable in self.flat if isinstance(variable, nnx.BatchStat)}
+
+    @functools.partial(jax.jit, static_argnums=(0, 4), compiler_options={"xla_backend_optimization_level": 0})
+    def run(self, parameters: Any, statistics: Any, x: Any, train: bool, direction: Any) -> Any:
+        """Output, gradients of its inner product with `direction` by parameters and inputs, and the new statistics."""
+        floats = [one for one in x if one.dtype == jnp.float64]
+
+        def apply(parameters: Any, floats: Any) -> Any:
+            return self({**parameters, **statistics}, floats or x, train)
+
+        y, pull, new = jax.vjp(apply, parameters, floats, has_aux=True)
+        return y, *pull(direction.reshape(y.shape)), new
+
+    @staticmethod
+    def _paths(tree: Any) -> Any:
+        return jax.tree_util.tree_flatten_with_path(tree)[0]
+
+    @staticmethod
+    def _dotted(path: Any) -> str:
+        return ".".join(map(str, path))
+
+    def __call__(self, arrays: dict[str, Any], x: tuple[Any, ...], train: bool) -> tuple[Any, dict[str, Any]]:
+        """Its output, and its statistics after it."""
+        if self.kind == "linen":
+            leaves = [
+                arrays[jax.tree_util.keystr(path[1:], simple=True, separator=".")] for path, _ in self._paths(self.tree)
+            ]
+            tree = jax.tree.unflatten(jax.tree.structure(self.tree), leaves)
+            y, new = self.layer.apply(tree, *x, mutable=["batch_stats"], **dict.fromkeys(self.mode, not train))
+            return y, new.get("batch_stats", {})
+        state = nnx.from_flat_state([(path, old.replace(arrays[self._dotted(path)])) for path, old in self.flat])
+        layer = nnx.merge(self.graph, state, self.rest)
+        layer.train() if train else layer.eval()
+        carry = (
+            {"initial_carry": layer.cell.initialize_carry((2, 3), nnx.Rngs(0))} if isinstance(layer, nnx.RNN) else {}
+        )
+        whole = (
+            {"sow_weights": True} if isinstance(layer, nnx.MultiHeadAttention) else {}
+        )  # else its softmax is float32
+        y = layer(*x, **carry, **whole)  # by itself an RNN draws its zeros, and counts that
+        return y, {self._dotted(path): x[...] for path, x in nnx.to_flat_state(nnx.state(layer, nnx.BatchStat))}
+
+
+def conv(n: int, i: int = 4, o: int = 4, bias: bool = True, groups: int = 1, size: int = 7, **kw: Any) -> Case:
+    """A square kernel (3 along every axis, as many channels in as out), unless told otherwise."""
+    kw = {"kernel_size": 3, "stride": 1, "dilation": 1, "padding": 0, "padding_mode": "zeros"} | kw
+    spread = {k: (kw[k],) * n if isinstance(kw[k], int) else kw[k] for k in ("kernel_size", "stride", "dilation")}
+    padding = {"zeros": [(kw["padding"],) * 2] * n, "circular": "CIRCULAR", "reflect": "REFLECT"}
+    flax = {
+        "strides": spread["stride"],
+        "padding": kw["padding"].upper() if isinstance(kw["padding"], str) else padding[kw["padding_mode"]],
+        "kernel_dilation": spread["dilation"],
+        "feature_group_count": groups,
+        "use_bias": bias,
+        **F64,
+    }
+    return Case(
+        lambda: getattr(nn, f"Conv{n}d")(i, o, groups=groups, bias=bias, **kw),
+        lambda: linen.Conv(o, spread["kernel_size"], **flax),
+        lambda: nnx.Conv(i, o, spread["kernel_size"], rngs=nnx.Rngs(0), **flax),
+        ((2, i, *(size + axis for axis in range(n))),),
+        image=True,
+    )
+
+
+def conv_transpose(
+    n: int, i: int = 3, o: int = 3, k: int = 3, s: int = 1, p: int = 0, extra: int = 0, d: int = 1, **kw: Any
+) -> Case:
+    kw = {"transpose_kernel": False, "use_bias": True} | kw
+    pad = d * (k - 1) - p
+    flax = {"strides": (s,) * n, "padding": [(pad, pad + extra)] * n, "kernel_dilation": (d,) * n, **kw, **F64}
+    return Case(
+        lambda: getattr(nn, f"ConvTranspose{n}d")(i, o, k, s, p, extra, bias=kw["use_bias"], dilation=d),
+        lambda: linen.ConvTranspose(o, (k,) * n, **flax),
+        lambda: nnx.ConvTranspose(i, o, (k,) * n, rngs=nnx.Rngs(0), **flax),
+        ((2, i, *(4 + axis for axis in range(n))),),
+        image=True,
+    )
+
+
+def batch_norm(n: int, affine: bool = True) -> Case:
+    flax = {"momentum": 0.9, "use_scale": affine, "use_bias": affine, "use_fast_variance": False, **F64}
+    return Case(
+        lambda: getattr(nn, f"BatchNorm{n}d")(4, affine=affine),
+        lambda: linen.BatchNorm(**flax),
+        lambda: nnx.BatchNorm(4, rngs=nnx.Rngs(0), **flax),
+        ((5, 4, 3, 2, 3)[: n + 2],) if n > 1 else ((5, 4),),
+        image=True,
+    )
+
+
+def norm(torch_class: Any, name: str, *args: Any, bias: bool | None = None, **flax: Any) -> Case:
+    kw = {} if bias is None else {"bias": bias}
+    flax = {"use_fast_variance": False, **({} if bias is None else {"use_bias": bias}), **flax, **F64}
+    return Case(
+        lambda: torch_class(*args, **kw),
+        lambda: getattr(linen, name)(**flax),
+        lambda: getattr(nnx, name)(4, rngs=nnx.Rngs(0), **flax),
+        ((5, 3, 4),),
+    )
+
+
+def recurrent(torch_class: Any, cell: str) -> Case:
+    of_nnx = {"dtype": jnp.float64} if cell == "SimpleCell" else {}  # alone in having a dtype of its own
+    return Case(
+        lambda: torch_class(3, 4, batch_first=True),
+        lambda: linen.RNN(getattr(linen, cell)(4, **F64)),
+        lambda: nnx.RNN(getattr(nnx, cell)(3, 4, rngs=nnx.Rngs(0), **of_nnx, **F64), rngs=nnx.Rngs(0)),
+        ((2, 3, 3),),
+    )
+
+
+CASES = {
+    "linear": Case(
+        lambda: nn.Linear(3, 4), lambda: linen.Dense(4, **F64), lambda: nnx.Linear(3, 4, rngs=nnx.Rngs(0), **F64)
+    ),
+    "linear square without bias": Case(
+        lambda: nn.Linear(3, 3, bias=False),
+        lambda: linen.Dense(3, use_bias=False, **F64),
+        lambda: nnx.Linear(3, 3, use_bias=False, rngs=nnx.Rngs(0), **F64),
+    ),
+    "linear to several axes": Case(
+        lambda: nn.Linear(3, 8),
+        lambda: linen.DenseGeneral((2, 4), **F64),
+        lambda: nnx.LinearGeneral(3, (2, 4), rngs=nnx.Rngs(0), **F64),
+    ),
+    "conv1d": conv(1, 4, 6),
+    "conv1d groups": conv(1, 4, 6, groups=2, bias=False),
+    "conv2d square": conv(2, 3, 3),
+    "conv2d stride padding": conv(2, 3, 5, stride=2, padding=1, size=8),
+    "conv2d dilation groups": conv(2, 4, 4, kernel_size=(2, 3), dilation=(2, 1), groups=4, bias=False),
+    "conv2d circular": conv(2, 3, 4, padding=1, padding_mode="circular"),
+    "conv2d reflect": conv(2, 3, 4, padding=1, padding_mode="reflect"),
+    "conv2d same": conv(2, 3, 4, kernel_size=(5, 3), dilation=(1, 2), padding="same"),
+    "conv3d": conv(3, 2, 2, size=4, bias=False),
+    "conv_transpose1d": conv_transpose(1, 3, 4, s=2, p=1, extra=1),
+    "conv_transpose2d square": conv_transpose(2),
+    "conv_transpose2d square, kernel transposed": conv_transpose(2, transpose_kernel=True),
+    "conv_transpose2d dilation": conv_transpose(2, 3, 2, k=4, s=2, p=1, d=2, use_bias=False),
+    "conv_transpose2d kernel transposed": conv_transpose(2, 3, 2, s=2, p=1, extra=1, transpose_kernel=True),
+    "conv_transpose3d": conv_transpose(3, 2, 2, s=2),
+    "embedding": Case(
+        lambda: nn.Embedding(5, 4),
+        lambda: linen.Embed(5, 4, **F64),
+        lambda: nnx.Embed(5, 4, rngs=nnx.Rngs(0), **F64),
+        ((2, 6),),
+        integers=5,
+    ),
+    "layer_norm": norm(nn.LayerNorm, "LayerNorm", 4, 1e-6),
+    "layer_norm without bias": norm(nn.LayerNorm, "LayerNorm", 4, 1e-6, bias=False),
+    "rms_norm": norm(nn.RMSNorm, "RMSNorm", 4, 1e-6),
+    "rms_norm without eps": norm(nn.RMSNorm, "RMSNorm", 4, epsilon=float(np.finfo(np.float64).eps)),
+    "group_norm": Case(
+        lambda: nn.GroupNorm(2, 4),
+        lambda: linen.GroupNorm(2, epsilon=1e-5, use_fast_variance=False, **F64),
+        lambda: nnx.GroupNorm(4, 2, epsilon=1e-5, use_fast_variance=False, rngs=nnx.Rngs(0), **F64),
+        ((2, 4, 3, 3),),
+        image=True,
+    ),
+    "batch_norm1d": batch_norm(1),
+    "batch_norm2d": batch_norm(2),
+    "batch_norm2d without affine": batch_norm(2, affine=False),
+    "batch_norm3d": batch_norm(3),
+    "attention": Case(
+        lambda: nn.MultiheadAttention(6, 2, batch_first=True),
+        lambda: linen.MultiHeadAttention(2, **F64),
+        lambda: nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0), **F64),
+        ((2, 3, 6),) * 3,
+    ),
+    "attention without bias": Case(
+        lambda: nn.MultiheadAttention(4, 2, bias=False, batch_first=True),
+        lambda: linen.MultiHeadDotProductAttention(2, use_bias=False, **F64),
+        lambda: nnx.MultiHeadAttention(2, 4, use_bias=False, decode=False, rngs=nnx.Rngs(0), **F64),
+        ((2, 3, 4), (2, 5, 4), (2, 5, 4)),
+    ),
+    "attention with other keys": Case(
+        lambda: nn.MultiheadAttention(6, 3, kdim=4, vdim=4, batch_first=True),
+        lambda: linen.MultiHeadAttention(3, **F64),
+        lambda: nnx.MultiHeadAttention(3, 6, in_kv_features=4, decode=False, rngs=nnx.Rngs(0), **F64),
+        ((2, 3, 6), (2, 5, 4), (2, 5, 4)),
+    ),
+    "attention with other keys and other values": Case(
+        lambda: nn.MultiheadAttention(6, 3, kdim=4, vdim=2, batch_first=True),
+        lambda: linen.MultiHeadAttention(3, **F64),
+        None,
+        ((2, 3, 6), (2, 5, 4), (2, 5, 2)),
+    ),
+    "lstm": recurrent(nn.LSTM, "OptimizedLSTMCell"),
+    "lstm, a layer for each gate": recurrent(nn.LSTM, "LSTMCell"),
+    "gru": recurrent(nn.GRU, "GRUCell"),
+    "rnn": recurrent(nn.RNN, "SimpleCell"),
+    "prelu": Case(lambda: nn.PReLU(init=0.1), linen.PReLU, nnx.PReLU, ((4, 3),)),
+}
+
+
+def run_torch(module: nn.Module, x: tuple[np.ndarray, ...]) -> tuple[Any, ...]:
+    """Output, gradients by the parameters' names and by the inputs, of the inner product with a random direction."""
+    inputs = [torch.tensor(one, requires_grad=one.dtype.kind == "f") for one in x]
+    y = module(*inputs)
+    y = y[0] if isinstance(y, tuple) else y
+    direction = np.random.randn(*y.shape)
+    (y * torch.tensor(direction)).sum().backward()
+    grads = {name: p.grad.numpy() for name, p in module.named_parameters()}
+    return y.detach().numpy(), direction, grads, [one.grad.numpy() for one in inputs if one.grad is not None]
+
+
+@functools.cache
+def twin_of(name: str, kind: str) -> Twin:
+    return Twin(CASES[name], kind)
+
+
+def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Arbitrary values, for initial zeros and ones would hide errors; variances are positive."""
+    arrays = {name: 0.5 * np.random.randn(*shape) for name, shape in shapes.items()}
+    return {name: np.abs(x) + 0.1 if name.endswith("var") else np.asarray(x) for name, x in arrays.items()}
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {k: tuple(x.shape) for k, x in module.state_dict().items() if k not in rules.without_twin(module)}
+
+
+def across(links: list[rules.Link], arrays: dict[str, np.ndarray], to: str) -> dict[str, np.ndarray]:
+    """The arrays of one side as those of the other."""
+    moved = {}
+    for one in links:
+        sources, targets, move = (one.torch, one.jax, one.to_jax) if to == "jax" else (one.jax, one.torch, one.to_torch)
+        moved.update(zip(targets, move(*(arrays[name] for name in sources)), strict=True))
+    return moved
+
+
+def counted_once(link: rules.Link, grads: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """Where two biases are added up, both have the gradient of the sum; it is to be taken once."""
+    if not link.sums:
+        return grads
+    b_ih, b_hh = grads
+    twice = len(b_hh) - 4 if link.jax[-1].endswith("hn.bias") else len(b_hh)  # not in the n gate of linen's GRU
+    return b_ih, np.concatenate([np.zeros(twice), b_hh[twice:]])
+
+
+def assert_close(ours: np.ndarray, theirs: Any, what: str) -> None:
+    theirs = np.asarray(theirs)
+    assert ours.shape == theirs.shape and theirs.dtype in (np.float64, np.int64), what
+    np.testing.assert_allclose(theirs, ours, rtol=1e-12, atol=1e-12 * np.abs(ours).max(initial=0.1), err_msg=what)
+
+
+KINDS = [(name, kind) for name, case in CASES.items() for kind in ("linen", "nnx") if getattr(case, kind) is not None]
+RUNS = [  # both starts in both modes where the mode matters, else one start in each
+    (name, kind, start, train)
+    for name, kind in KINDS
+    for start, train in (("torch", True), ("jax", False), ("torch", False), ("jax", True))
+    if "batch_norm" in name or (start == "torch") == train
+]
+
+
+@pytest.mark.relaxed_promotion  # flax adds a scale of one axis to arrays of several
+@pytest.mark.parametrize(("name", "kind", "start", "train"), RUNS)
+def test_a_layer_and_its_twin_agree(name: str, kind: str, start: str, train: bool, x64: Any) -> None:
+    """Outputs, gradients by parameters and inputs, statistics; from PyTorch's arrays and from flax's."""
+    case = CASES[name]
+    with x64():
+        module, twin = case.torch().double().train(train), twin_of(name, kind)
+        links = rules.links_of(module, twin.shapes, twin.layer)
+        if start == "torch":
+            ours = drawn(shapes_of(module))
+            if name == "gru" and kind == "nnx":
+                ours["bias_hh_l0"][8:] = 0.0  # it has no such biases
+            theirs = across(links, ours, "jax")
+        else:
+            theirs = drawn(twin.shapes)
+            ours = across(links, theirs, "torch")
+        module.load_state_dict({k: torch.tensor(x.copy()) for k, x in ours.items()}, strict=False)
+
+        x = case.draw()
+        y, direction, grads, by_inputs = run_torch(module, x)
+        z, their_grads, by_their_inputs, new = twin.run(
+            {k: v for k, v in theirs.items() if k not in twin.statistics},
+            {k: theirs[k] for k in twin.statistics},
+            [case.to_flax(one) for one in x],
+            train if twin.statistics else True,  # compiled once if it does not matter
+            case.to_flax(direction),
+        )
+        assert_close(case.to_flax(y).reshape(z.shape), z, "output")
+        for one in links:
+            if set(one.torch) <= grads.keys():  # not of statistics
+                mapped = one.to_jax(*counted_once(one, tuple(grads[k] for k in one.torch)))
+                for leaf, grad in zip(one.jax, mapped, strict=True):
+                    assert_close(grad, their_grads[leaf], leaf)
+        for grad, their_grad in zip(by_inputs, by_their_inputs, strict=True):
+            assert_close(case.to_flax(grad), their_grad, "input")
+        if twin.statistics:
+            n = y.size // 4 if train else 2  # values of a channel
+            old, now = ours["running_var"], module.running_var.numpy()
+            assert_close(module.running_mean.numpy(), new["mean"], "mean")
+            assert_close((now - 0.9 * old) * (n - 1) / n + 0.9 * old if train else now, new["var"], "var")
+
+
+DTYPES = [np.float32, jnp.bfloat16, np.bool_, np.int64, np.object_]
+
+
+def anything(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Every bit pattern may occur, NaNs and -0.0 too."""
+    if dtype is np.object_:
+        return np.array([object() for _ in range(int(np.prod(shape)))], dtype=object).reshape(shape)
+    if dtype is np.bool_:
+        return np.random.rand(*shape) < 0.5
+    return np.frombuffer(np.random.bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize), dtype).reshape(shape)
+
+
+def assert_same_bits(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    assert ours.dtype == object and (ours == theirs).all() or ours.tobytes() == theirs.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_every_array_comes_back_bit_for_bit(name: str, kind: str, dtype: Any) -> None:
+    """Both ways round; parameters, and with them moments, masks and whatever else has an entry for each of theirs."""
+    module, twin = CASES[name].torch(), twin_of(name, kind)
+    links = [one for one in rules.links_of(module, twin.shapes, twin.layer) if not one.sums]
+    ours = {k: anything(shape, dtype) for k, shape in shapes_of(module).items() if any(k in one.torch for one in links)}
+    theirs = across(links, ours, "jax")
+    for k, x in across(links, theirs, "torch").items():
+        assert_same_bits(x, ours[k])
+    theirs = {k: anything(x.shape, dtype) for k, x in theirs.items()}
+    for k, x in across(links, across(links, theirs, "torch"), "jax").items():
+        assert_same_bits(x, theirs[k])
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_the_links_hold_every_array_once(name: str, kind: str) -> None:
+    module, twin = CASES[name].torch(), twin_of(name, kind)
+    links = rules.links_of(module, twin.shapes, twin.layer)
+    assert sorted(k for one in links for k in one.torch) == sorted(shapes_of(module))
+    assert sorted(k for one in links for k in one.jax) == sorted(twin.shapes)
+    assert rules.fits(module, twin.shapes) and rules.covers(module)
+    if name != "linear to several axes":  # which may be any
+        assert any(held == twin.shapes for held in rules.leaves_of(module))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name in ("lstm", "gru", "rnn")])
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_biases_that_are_added_up_come_back_in_the_first(name: str, kind: str) -> None:
+    """Values of flax's come back exactly; `bias_hh` is zero where it was added, and the sum stays the same."""
+    module, twin = CASES[name].torch(), twin_of(name, kind)
+    (link,) = [one for one in rules.links_of(module, twin.shapes) if one.sums]
+    theirs = tuple(np.random.randn(*twin.shapes[k]).astype(np.float32) for k in link.jax)
+    b_ih, b_hh = link.to_torch(*theirs)
+    for x, back in zip(theirs, link.to_jax(b_ih, b_hh), strict=True):
+        assert_same_bits(back, x)
+    kept = 4 if (name, kind) == ("gru", "linen") else 0
+    assert not b_hh[: len(b_hh) - kept].any() and b_hh[len(b_hh) - kept :].all()
+    assert all(k in link.sums for k in (*link.torch, *link.jax)) and " = " in link.sums
+
+
+def test_a_gru_whose_missing_bias_is_not_zero_is_refused() -> None:
+    twin = twin_of("gru", "nnx")
+    (link,) = [one for one in rules.links_of(nn.GRU(3, 4), twin.shapes) if one.sums]
+    with pytest.raises(rules.Mismatch, match="the last third of bias_hh .* is not zero, and flax.nnx.GRUCell has no"):
+        link.to_jax(np.zeros(12), np.eye(12)[11])
