@@ -147,6 +147,7 @@ def _warm_restarts(where: str, scheduler: Any, group: int) -> Form:
         starts.append(starts[-1] + lengths[-1])
         lengths.append(lengths[-1] * scheduler.T_mult)
     lengths = [min(length, 2**31 - 1) for length in lengths]
+    begins, periods = jnp.asarray(starts, jnp.int32), jnp.asarray(lengths, jnp.int32)
     cycle = sum(scheduler.last_epoch >= start for start in starts) - 1
     within = scheduler.last_epoch - starts[cycle] if scheduler.T_mult > 1 else scheduler.last_epoch % first
     if max(scheduler.last_epoch, 0) and (scheduler.T_cur, scheduler.T_i) != (within, lengths[cycle]):
@@ -156,8 +157,8 @@ def _warm_restarts(where: str, scheduler: Any, group: int) -> Form:
         if scheduler.T_mult == 1:
             within, length = k % first, jnp.int32(first)
         else:
-            cycle = jnp.sum(k >= jnp.asarray(starts, jnp.int32)) - 1
-            within, length = k - jnp.asarray(starts, jnp.int32)[cycle], jnp.asarray(lengths, jnp.int32)[cycle]
+            cycle = jnp.sum(k >= begins, dtype=jnp.int32) - 1
+            within, length = k - begins[cycle], periods[cycle]
         return low + (base - low) * (1 + jnp.cos(math.pi * _real(within) / _real(length))) / 2
 
     return rate
@@ -187,16 +188,21 @@ def _polynomial(s: Any) -> Form:
 
 
 def _exponential(s: Any) -> Form:
-    return lambda k: s.gamma ** _real(k)
+    return lambda k: _power(s.gamma, _real(k))
 
 
 def _step(s: Any) -> Form:
-    return lambda k: s.gamma ** _real(k // s.step_size)
+    return lambda k: _power(s.gamma, _real(k // s.step_size))
 
 
 def _multi_step(s: Any) -> Form:
-    milestones = sorted(s.milestones.elements())
-    return lambda k: s.gamma ** _real(sum((jnp.int32(0) + (k >= m) for m in milestones), jnp.int32(0)))
+    milestones = jnp.asarray(sorted(s.milestones.elements()), jnp.int32)
+    return lambda k: _power(s.gamma, _real(jnp.sum(k >= milestones, dtype=jnp.int32)))
+
+
+def _power(gamma: float, n: Array) -> Array:
+    """In float32 of the logarithm: gamma itself, rounded, would be off by n roundings."""
+    return gamma**n if n.dtype.itemsize > 4 or gamma <= 0 else jnp.exp(n * math.log(gamma))
 
 
 _FACTORS: dict[type, Callable[[Any], Form]] = {
