@@ -128,27 +128,27 @@ def attention(module: Any, twin: Any) -> Iterator[Option | str]:
     if not module.batch_first:
         yield "batch_first=False: PyTorch attends over the first axis, flax over the last but one; swap them"
     if type(twin).__module__.startswith("flax.nnx") and module.out_proj.weight.dtype == torch.float64:
-        yield "nnx takes the softmax in float32, also in float64, unless dropout_rate > 0 or called with sow_weights=True"
+        if twin.dropout_rate == 0.0:
+            yield "nnx's attention_fn takes the softmax in float32, also of float64 (jax.nn.dot_product_attention)"
     yield "boolean masks: True blocks in PyTorch, True keeps in flax; pass the opposite"
 
 
 def recurrent(module: Any, twin: Any) -> Iterator[Option | str]:
-    cell, module = (module, module.module) if isinstance(module, Cell) else (None, module)
-    if hasattr(twin, "forward_rnn"):  # Bidirectional, whose call decides for both of its RNNs
+    reverse = isinstance(module, Cell) and module.reverse
+    module = module.module if isinstance(module, Cell) else module
+    if hasattr(twin, "time_major") and hasattr(module, "batch_first"):  # an nn.LSTMCell sees no time
         yield Option("time_major", not module.batch_first, twin.time_major)
+    if hasattr(twin, "forward_rnn"):  # Bidirectional, whose call decides for both of its RNNs
         yield Option("merge_fn", True, _concatenates(twin.merge_fn), "PyTorch concatenates the two directions")
         return
     if hasattr(twin, "cell"):  # RNN
-        yield Option("time_major", not module.batch_first, twin.time_major)
-        reverse = cell.reverse if cell else twin.reverse
         yield Option("reverse", reverse, twin.reverse)
-        yield Option("keep_order", twin.keep_order, twin.keep_order)
+        yield Option("keep_order", reverse or twin.keep_order, twin.keep_order)  # no matter if it is not reversed
         return
     kind = type(module).__name__.removesuffix("Cell")
     if kind in ("LSTM", "GRU"):
-        yield Option("gate_fn", "sigmoid", _function(twin.gate_fn, "sigmoid"))
-    activation = getattr(module, "nonlinearity", "tanh")
-    yield Option("activation_fn", activation, _function(twin.activation_fn, activation))
+        yield Option("gate_fn", "sigmoid", _function(twin.gate_fn))
+    yield Option("activation_fn", getattr(module, "nonlinearity", "tanh"), _function(twin.activation_fn))
     if kind == "LSTM":
         yield "the state is (h, c) in PyTorch and (c, h) in flax"
     if getattr(module, "dropout", 0.0):
@@ -239,15 +239,14 @@ _KNOWN = {
 }
 
 
-def _function(function: Callable[..., Any], name: str) -> Any:
-    """The name if the function has these values, whatever it is called; else the function."""
+def _function(function: Callable[..., Any]) -> Any:
+    """Its name if it has the values of a known one, whatever it is called; else the function."""
     x = np.linspace(-6, 6, 49, dtype=np.float32)
     try:
         y = np.asarray(function(jnp.asarray(x)))
-        same = np.allclose(y, _KNOWN[name](x), atol=1e-5)
     except Exception:  # a function of the user's, of which we know nothing: it is shown instead
-        same = False
-    return name if same else function
+        return function
+    return next((name for name, known in _KNOWN.items() if np.allclose(y, known(x), atol=1e-5)), function)
 
 
 def _concatenates(merge: Callable[..., Any]) -> Any:

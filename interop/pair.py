@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,10 @@ from funcreg._selectors import nearest
 from . import _flax, _table, arrays, optimizers
 from ._refusals import TO_NUMPY, checked, refuse_narrowing
 from .links import Link
+
+if TYPE_CHECKING:
+    import funcreg.jax
+    import funcreg.torch
 
 Tree = Any
 
@@ -254,6 +258,36 @@ class Pair:
                 new[name] = first
         self._check_trained(where, links)
         return self.flax.build_params(new)
+
+    # --- penalties ---
+
+    def penalty_to_jax(self, penalty: funcreg.torch.Penalty) -> funcreg.jax.Penalty:
+        """The penalty of the JAX wing that is to the flax parameters what this one is to PyTorch's.
+
+        Strengths stay, selectors become the names of the twins (roles stay roles where they select the same), anchors
+        and importances cross with their parameters, and groups keep their entries: `per` stays where it means the same,
+        and is the `axis` that does elsewhere. Leaves that need different axes are parts of their own.
+
+        Args:
+            penalty: of `funcreg.torch`.
+
+        Returns:
+            A penalty of `funcreg.jax`, for the parameters of the flax side as linen, nnx or `to_jax` hold them.
+
+        Raises:
+            ValueError: a custom penalty; a selected parameter without a twin, or tied with two; a part of parameters
+                that are one leaf there, or whose sum is; groups that no axes make there.
+            TypeError: not a penalty of that wing; strengths or anchors that are traced.
+        """
+        from .penalties import penalty_to_jax
+
+        return penalty_to_jax(self, penalty)
+
+    def penalty_to_torch(self, penalty: funcreg.jax.Penalty) -> funcreg.torch.Penalty:
+        """The way back of `penalty_to_jax`, with the same conditions."""
+        from .penalties import penalty_to_torch
+
+        return penalty_to_torch(self, penalty)
 
     # --- optimizers ---
 
