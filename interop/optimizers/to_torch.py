@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from flax import nnx
+from jax.core import Tracer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -39,10 +41,16 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
         ValueError: hyper-parameters, groups, shapes or dtypes that differ; leaves of one parameter at different steps.
     """
     settings = settings_of(_WHERE, pair, optimizer)
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(opt_state)):
+        raise TypeError(f"{_WHERE}: opt_state holds traced arrays; call it outside of jax.jit, grad and vmap")
     pure = nnx.as_pure(opt_state)  # `nnx.Optimizer` wraps arrays in Variables
     if isinstance(pure, TorchOptimizerState):
         _compare(pure.settings, settings)
         arrays, rates = pure.state, pure.learning_rate
+        if len(rates) != len(optimizer.param_groups):
+            raise ValueError(
+                f"{_WHERE}: the state has {len(rates)} learning rates, the optimizer {len(optimizer.param_groups)} groups"
+            )
     else:
         arrays, rates = from_optax(_WHERE, pure, optimizer, settings)
     groups = groups_of(_WHERE, pair, optimizer)
@@ -61,7 +69,7 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
         optimizer.state.pop(own[name], None)
         if state:
             optimizer.state[own[name]] = state
-    for group, rate in zip(optimizer.param_groups, rates or (), strict=rates is not None):
+    for group, rate in zip(optimizer.param_groups, rates or (), strict=False):
         _set_rate(group, np.asarray(rate))
 
 
