@@ -47,10 +47,9 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
     if isinstance(pure, TorchOptimizerState):
         _compare(pure.settings, settings)
         arrays, rates = pure.state, pure.learning_rate
-        if len(rates) != len(optimizer.param_groups):
-            raise ValueError(
-                f"{_WHERE}: the state has {len(rates)} learning rates, the optimizer {len(optimizer.param_groups)} groups"
-            )
+        groups = len(optimizer.param_groups)
+        if len(rates) != groups:
+            raise ValueError(f"{_WHERE}: the state has {len(rates)} learning rates, the optimizer {groups} groups")
     else:
         arrays, rates = from_optax(_WHERE, pure, optimizer, settings)
     groups = groups_of(_WHERE, pair, optimizer)
