@@ -246,13 +246,13 @@ RULES: dict[type, Rule] = {
     ),
     torch.optim.RAdam: _with_step(radam, "betas eps decoupled_weight_decay", _always("exp_avg", "exp_avg_sq")),
 }
-REFUSED: dict[type, str] = {
-    torch.optim.Adafactor: "its factored second moment belongs to the axes of PyTorch's layout; optax.adafactor with "
+REFUSED = {  # by name: older releases of PyTorch lack some
+    "Adafactor": "its factored second moment belongs to the axes of PyTorch's layout; optax.adafactor with "
     "min_dim_size_to_factor=1 comes within 1e-9 from a fresh start",
-    torch.optim.Muon: "its Newton-Schulz iteration runs in bfloat16, so that no two implementations agree; start "
+    "Muon": "its Newton-Schulz iteration runs in bfloat16, so that no two implementations agree; start "
     "optax.contrib.muon afresh",
-    torch.optim.Rprop: "it moves in its first step, in which optax.rprop does not; start optax.rprop afresh",
-    torch.optim.LBFGS: "it calls the loss several times a step; start optax.lbfgs afresh",
-    torch.optim.SparseAdam: "it changes the moments of the touched rows only; use Adam on dense gradients",
-    torch.optim.ASGD: "nothing in optax averages as it does; use SGD, and optax.ema of the parameters",
+    "Rprop": "it moves in its first step, in which optax.rprop does not; start optax.rprop afresh",
+    "LBFGS": "it calls the loss several times a step; start optax.lbfgs afresh",
+    "SparseAdam": "it changes the moments of the touched rows only; use Adam on dense gradients",
+    "ASGD": "nothing in optax averages as it does; use SGD, and optax.ema of the parameters",
 }

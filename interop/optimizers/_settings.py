@@ -105,8 +105,8 @@ def rule_of(where: str, optimizer: Any) -> Rule:
     name = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"{where}: optimizer must be a torch.optim.Optimizer, got {name}")
-    if type(optimizer) in REFUSED:
-        raise TypeError(f"{where}: {name} has no exact twin: {REFUSED[type(optimizer)]}")
+    if name in REFUSED and type(optimizer) is getattr(torch.optim, name, None):
+        raise TypeError(f"{where}: {name} has no exact twin: {REFUSED[name]}")
     known = ", ".join(cls.__name__ for cls in RULES)
     base = next((cls.__name__ for cls in type(optimizer).__mro__ if cls in RULES), None)
     why = f"a subclass of {base}, which may step differently" if base else "an optimizer that is not known"
@@ -152,7 +152,8 @@ def handle_of(where: str, optimizer: Optimizer) -> Handle | None:
 
 
 def _hyper(rule: Rule, optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    values = {name: _number(group.get(name, False)) for name in rule.hyper}
+    by_class = {"decoupled_weight_decay": type(optimizer) is torch.optim.AdamW}  # older releases have no such key
+    values = {name: _number(group[name] if name in group else by_class[name]) for name in rule.hyper}
     if "initial_accumulator_value" in values:  # PyTorch reads it there, not in the group
         values["initial_accumulator_value"] = float(optimizer.defaults["initial_accumulator_value"])
     return tuple(sorted(values.items()))

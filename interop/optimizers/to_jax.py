@@ -34,7 +34,12 @@ def optimizer_to_jax(
     `optax.MaskedNode()`) in `updates` here: the leaf and its state stay as they are. Parameters in no group, and those
     with `requires_grad=False`, are never moved.
 
-    A penalty that `fr.attach` has put on the optimizer crosses with it: every update ends with the same proximal step.
+    A penalty that `fr.attach` has put on the optimizer crosses with it: every update ends with the same proximal step
+    of the penalty that it has now.
+
+    `foreach` and `fused` change nothing but the order of rounding. With `capturable` or `differentiable` PyTorch takes
+    powers of its float32 step counts in float32; here they are taken as without. Half-precision parameters are
+    rounded after every operation, as in PyTorch, but not after the same ones when compiled: runs drift apart.
 
     In `nnx.Optimizer`, which calls `init` itself, the state goes in by `nnx.Optimizer(model,
     optax.GradientTransformation(lambda _: opt_state, tx.update), wrt=nnx.Param)`; in flax's `TrainState` as its
@@ -63,7 +68,8 @@ def optimizer_to_jax(
     handle = handle_of(_WHERE, optimizer)
     penalty = None
     if handle is not None:
-        _refuse_split(pair, [name for name, _ in handle._bound.values()])
+        if settings.optimizer != "SGD":
+            _refuse_split(pair, [name for name, _ in handle._bound.values()])
         penalty = pair.penalty_to_jax(handle.penalty)
     now = tuple(float(group["lr"]) for group in optimizer.param_groups)
     rates = now if scheduler is None else rates_of(_WHERE, scheduler, optimizer, steps_per_epoch)
@@ -152,7 +158,7 @@ def _scalar(key: str, x: Any) -> Any:
 
 
 def _refuse_split(pair: Any, names: list[str]) -> None:
-    """A group or a mean over a parameter is not one over the pieces of it."""
+    """The metric of Adam and RMSprop has a mean over the parameter, which is not one over its pieces."""
     for link in pair.links:
         if (len(link.torch), len(link.jax)) != (1, 1):
             for name in set(names).intersection(link.torch):

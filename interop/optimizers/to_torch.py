@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import torch
 from flax import nnx
 from jax.core import Tracer
@@ -43,7 +44,7 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
     settings = settings_of(_WHERE, pair, optimizer)
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(opt_state)):
         raise TypeError(f"{_WHERE}: opt_state holds traced arrays; call it outside of jax.jit, grad and vmap")
-    pure = nnx.as_pure(opt_state)  # `nnx.Optimizer` wraps arrays in Variables
+    pure = _pure(opt_state)
     if isinstance(pure, TorchOptimizerState):
         _compare(pure.settings, settings)
         arrays, rates = pure.state, pure.learning_rate
@@ -70,6 +71,18 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
             optimizer.state[own[name]] = state
     for group, rate in zip(optimizer.param_groups, rates or (), strict=False):
         _set_rate(group, np.asarray(rate))
+
+
+def _pure(opt_state: Any) -> Any:
+    """Without the Variables in which `nnx.Optimizer` holds the arrays."""
+
+    def is_variable(node: Any) -> bool:
+        return isinstance(node, nnx.Variable)
+
+    def value(node: Any) -> Any:
+        return next(iter(jax.tree.leaves(node)), optax.MaskedNode()) if is_variable(node) else node
+
+    return jax.tree.map(value, opt_state, is_leaf=is_variable)
 
 
 def _bound(optimizer: Optimizer) -> Mapping[Tensor, Any]:
