@@ -1,0 +1,132 @@
+"""Which states of optax's own optimizers mean the same as one of torch.optim's, and what the others mean instead."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import optax
+from torch.optim import Optimizer
+
+from ._settings import Settings, named
+
+_ADAM_LIKE = {"Adam": ("exp_avg", "exp_avg_sq"), "Adamax": ("exp_avg", "exp_inf")}
+_ADAM_LIKE["AdamW"] = _ADAM_LIKE["Adam"]
+_RMS = (optax.ScaleByRmsState, optax.ScaleByRStdDevState)
+_COUNTED_RMS = tuple(
+    cls for name in ("ScaleByRmsWithCountState", "ScaleByRStdDevWithCountState") if (cls := getattr(optax, name, None))
+)
+_DIFFERENT = {
+    "Adagrad": "optax.adagrad adds eps inside the root, PyTorch outside",
+    "NAdam": "optax.nadam has no momentum_decay",
+    "RAdam": "optax.radam scales eps by the bias correction, PyTorch does not",
+}
+_PASSED_OVER = (optax.EmptyState, optax.ScaleByScheduleState)
+
+
+def from_optax(
+    where: str, opt_state: Any, optimizer: Optimizer, settings: Settings
+) -> tuple[dict[str, Any], tuple[Any, ...] | None]:
+    """The state of `optax.adam` and the like under PyTorch's names, and the rates where it holds them.
+
+    Its hyper-parameters are not in the state: they are the caller's promise.
+    """
+    name = settings.optimizer
+    if name in _DIFFERENT:
+        raise TypeError(
+            f"{where}: no optax optimizer goes on as {name}: {_DIFFERENT[name]}; train with the transformation of "
+            "optimizer_to_jax"
+        )
+    links = list(_chained(opt_state))
+    rates = None
+    for link in links:
+        if hasattr(link, "hyperparams") and "learning_rate" in link.hyperparams:
+            rates = (link.hyperparams["learning_rate"],) * len(optimizer.param_groups)
+    own = [link for link in links if not isinstance(link, _PASSED_OVER) and not hasattr(link, "hyperparams")]
+    arrays = _arrays(where, settings, optimizer, own, any(isinstance(x, optax.ScaleByScheduleState) for x in links))
+    return arrays, rates
+
+
+def _chained(state: Any) -> Iterator[Any]:
+    """The states of a chain, in order, out of `inject_hyperparams` as well."""
+    if hasattr(state, "_fields"):
+        yield state
+        if hasattr(state, "hyperparams"):
+            yield from _chained(state.inner_state)
+    elif isinstance(state, tuple | list):
+        for part in state:
+            yield from _chained(part)
+    else:
+        yield state
+
+
+def _arrays(where: str, settings: Settings, optimizer: Optimizer, own: list[Any], scheduled: bool) -> dict[str, Any]:
+    name = settings.optimizer
+    kinds = [type(state) for state in own]
+    for i in range(len(settings.groups)):
+        _refuse_options(where, name, settings.hyper(i), kinds)
+    if name == "SGD" and not settings.names() and not own:
+        return {}
+    if name == "SGD" and settings.names() and kinds == [optax.TraceState]:
+        return {"momentum_buffer": own[0].trace, "has_buffer": _everywhere(settings, np.True_)}
+    if name in _ADAM_LIKE and kinds == [optax.ScaleByAdamState]:
+        first, second = _ADAM_LIKE[name]
+        return {first: own[0].mu, second: own[0].nu, "step": _everywhere(settings, np.float32(own[0].count))}
+    if name == "Adadelta" and kinds == [optax.ScaleByAdaDeltaState]:
+        # the count, which optax has not and PyTorch's formula does not use, only says that there is a state
+        return {"square_avg": own[0].e_g, "acc_delta": own[0].e_x, "step": _everywhere(settings, np.float32(1))}
+    if name == "RMSprop" and kinds and issubclass(kinds[0], _RMS + _COUNTED_RMS):
+        return _rmsprop(where, settings, optimizer, own, scheduled)
+    got = ", ".join(kind.__name__ for kind in kinds) or "nothing"
+    raise TypeError(
+        f"{where}: {name} with its present options cannot go on from this optax state, which holds {got}; it goes on "
+        "from optax's optimizer of the same name and options, alone or in optax.chain with transformations that "
+        "remember nothing, or from the transformation of optimizer_to_jax"
+    )
+
+
+def _refuse_options(where: str, name: str, hyper: Mapping[str, Any], kinds: list[type]) -> None:
+    why = None
+    if hyper.get("amsgrad"):
+        why = "amsgrad=True takes the maximum of the uncorrected second moments, optax.amsgrad of the corrected ones"
+    elif hyper.get("dampening"):
+        why = f"dampening={hyper['dampening']:g} has no counterpart in optax.trace"
+    if why:
+        raise TypeError(
+            f"{where}: {name} cannot go on from an optax state ({', '.join(kind.__name__ for kind in kinds)}): {why}; "
+            "train with the transformation of optimizer_to_jax"
+        )
+
+
+def _rmsprop(where: str, settings: Settings, optimizer: Optimizer, own: list[Any], scheduled: bool) -> dict[str, Any]:
+    second, *rest = own
+    arrays: dict[str, Any] = {
+        "square_avg": second.nu,
+        "step": _everywhere(settings, np.float32(second.count if "count" in second._fields else 1)),
+    }
+    centered = hasattr(second, "mu")
+    traced = [type(state) for state in rest] == [optax.TraceState]
+    for i in range(len(settings.groups)):
+        hyper = settings.hyper(i)
+        if hyper["centered"] != centered or (hyper["momentum"] > 0) != traced or (rest and not traced):
+            raise TypeError(
+                f"{where}: RMSprop with centered={hyper['centered']}, momentum={hyper['momentum']:g} cannot go on from "
+                f"{', '.join(type(state).__name__ for state in own)}; make both with the same options"
+            )
+    if centered:
+        arrays["grad_avg"] = second.mu
+    if traced:
+        if scheduled:
+            raise TypeError(
+                f"{where}: optax.rmsprop's trace is the sum of steps, each taken with its own learning rate; under a "
+                "schedule PyTorch's momentum_buffer cannot be had from it"
+            )
+        rate = {i: float(group["lr"]) for i, group in enumerate(optimizer.param_groups)}
+        of = dict(settings.group_of)
+        trace = named(rest[0].trace)
+        # optax's trace comes after the learning rate and PyTorch's buffer before it
+        arrays["momentum_buffer"] = {leaf: x / -rate[of[leaf]] for leaf, x in trace.items() if of.get(leaf, -1) >= 0}
+    return arrays
+
+
+def _everywhere(settings: Settings, x: Any) -> dict[str, Any]:
+    return {leaf: x for leaf, _ in settings.group_of}

@@ -1,0 +1,258 @@
+"""The update formulas of torch.optim, one function per optimizer, in PyTorch's order of operations.
+
+NOTE [order]: every product, quotient and sum is taken as PyTorch takes it (`addcdiv` multiplies before it divides,
+`lerp` has two forms), so that a float64 run differs from PyTorch's by a few units in the last place and no more. The
+formulas are those of the loops over single tensors; foreach, fused, capturable and differentiable ones differ from
+them by rounding.
+
+A rule maps one parameter, its gradient, its state under PyTorch's names, the hyper-parameters of its group and the
+learning rate to the new parameter and the new state. `step` has been counted already. Hyper-parameters are Python
+numbers; the learning rate and what is computed from the step are 0-d arrays: float64 where JAX has it, as in PyTorch,
+where they are Python's.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import torch
+from jax import Array
+
+Leaf = dict[str, Array]
+Hyper = Mapping[str, Any]
+Step = tuple[Array, Leaf]
+
+
+def sgd(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
+    d = _decayed(p, g, h)
+    if h["momentum"] == 0:
+        return _add(p, d, -lr), {}
+    # the first buffer is the gradient itself, without dampening
+    damped = h["momentum"] * s["momentum_buffer"] + (1 - h["dampening"]) * d
+    buffer = jnp.where(s["has_buffer"], damped, d)
+    d = d + h["momentum"] * buffer if h["nesterov"] else buffer
+    return _add(p, d, -lr), {"has_buffer": jnp.ones_like(s["has_buffer"]), "momentum_buffer": buffer}
+
+
+def adam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
+    b1, b2 = h["betas"]
+    p, d = _shrunk_or_decayed(p, g, h, lr)
+    m = _lerp(s["exp_avg"], d, 1 - b1)
+    v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
+    new = {"exp_avg": m, "exp_avg_sq": v}
+    if h["amsgrad"]:  # the largest one before its correction
+        v = new["max_exp_avg_sq"] = jnp.maximum(s["max_exp_avg_sq"], v)
+    denominator = jnp.sqrt(v) / _as(v, jnp.sqrt(_one_minus_power(b2, s["step"]))) + h["eps"]
+    return _addcdiv(p, m, denominator, -(lr / _one_minus_power(b1, s["step"]))), new
+
+
+def rmsprop(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
+    d = _decayed(p, g, h)
+    v = _addcmul(h["alpha"] * s["square_avg"], d, d, 1 - h["alpha"])
+    new = {"square_avg": v}
+    if h["centered"]:
+        mean = new["grad_avg"] = _lerp(s["grad_avg"], d, 1 - h["alpha"])
+        v = _addcmul(v, mean, mean, -1.0)
+    average = jnp.sqrt(v) + h["eps"]
+    if h["momentum"] == 0:
+        return _addcdiv(p, d, average, -lr), new
+    buffer = new["momentum_buffer"] = _addcdiv(h["momentum"] * s["momentum_buffer"], d, average, 1.0)
+    return _add(p, buffer, -lr), new
+
+
+def adagrad(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
+    d = _decayed(p, g, h)
+    rate = lr / (1 + (s["step"] - 1) * h["lr_decay"])
+    total = _addcmul(s["sum"], d, d, 1.0)
+    return _addcdiv(p, d, jnp.sqrt(total) + h["eps"], -rate), {"sum": total}
+
+
+def adamax(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
+    b1, b2 = h["betas"]
+    d = _decayed(p, g, h)
+    m = _lerp(s["exp_avg"], d, 1 - b1)
+    largest = jnp.maximum(b2 * s["exp_inf"], jnp.abs(d) + h["eps"])
+    return _addcdiv(p, m, largest, -(lr / _one_minus_power(b1, s["step"]))), {"exp_avg": m, "exp_inf": largest}
+
+
+def adadelta(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
+    rho, eps = h["rho"], h["eps"]
+    d = _decayed(p, g, h)
+    v = _addcmul(rho * s["square_avg"], d, d, 1 - rho)
+    delta = jnp.sqrt(s["acc_delta"] + eps) / jnp.sqrt(v + eps) * d
+    return _add(p, delta, -lr), {
+        "square_avg": v,
+        "acc_delta": _addcmul(rho * s["acc_delta"], delta, delta, 1 - rho),
+    }
+
+
+def nadam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
+    b1, b2 = h["betas"]
+    p, d = _shrunk_or_decayed(p, g, h, lr)
+    t, psi = s["step"], h["momentum_decay"]
+    mu = b1 * (1.0 - 0.5 * (0.96 ** (t * psi)))
+    mu_next = b1 * (1.0 - 0.5 * (0.96 ** ((t + 1) * psi)))
+    # PyTorch keeps the product in its default dtype, float32, whatever that of the parameter
+    mu_product = s["mu_product"] * _as(s["mu_product"], mu)
+    product = _as(lr, mu_product)
+    m = _lerp(s["exp_avg"], d, 1 - b1)
+    v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
+    denominator = jnp.sqrt(v / _as(v, _one_minus_power(b2, t))) + h["eps"]
+    p = _addcdiv(p, d, denominator, -lr * (1.0 - mu) / (1.0 - product))
+    p = _addcdiv(p, m, denominator, -lr * mu_next / (1.0 - product * mu_next))
+    return p, {"mu_product": mu_product, "exp_avg": m, "exp_avg_sq": v}
+
+
+def radam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
+    b1, b2 = h["betas"]
+    p, d = _shrunk_or_decayed(p, g, h, lr)
+    t = s["step"]
+    m = _lerp(s["exp_avg"], d, 1 - b1)
+    v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
+    move = m / _as(m, _one_minus_power(b1, t)) * _as(m, lr)
+    longest = 2 / (1 - b2) - 1
+    if longest > 5:  # the length of the average never exceeds it
+        length = _average_length(b2, t)
+        rectified = length > 5
+        length = jnp.where(rectified, length, 6.0)  # any length whose root is real
+        longest_terms = (longest - 4) * (longest - 2)
+        rect = jnp.sqrt((length - 4) * (length - 2) * longest / (longest_terms * length))
+        adaptive = _as(v, jnp.sqrt(_one_minus_power(b2, t))) / (jnp.sqrt(v) + h["eps"]) * _as(v, rect)
+        move = jnp.where(rectified, move * adaptive, move)
+    return p - move, {"exp_avg": m, "exp_avg_sq": v}
+
+
+# --- PyTorch's operations ---
+
+
+def _as(like: Array, x: Any) -> Array:
+    return jnp.asarray(x).astype(like.dtype)
+
+
+def _add(a: Array, x: Array, alpha: Array) -> Array:
+    return a + _as(a, alpha) * x
+
+
+def _addcmul(a: Array, x: Array, y: Array, value: float) -> Array:
+    return a + value * x * y
+
+
+def _addcdiv(a: Array, x: Array, y: Array, value: Any) -> Array:
+    return a + _as(a, value) * x / y
+
+
+def _lerp(start: Array, end: Array, weight: float) -> Array:
+    return start + weight * (end - start) if weight < 0.5 else end - (end - start) * (1 - weight)
+
+
+def _decayed(p: Array, g: Array, h: Hyper) -> Array:
+    """The gradient as the rules see it: of a maximum, and with weight decay."""
+    g = -g if h["maximize"] else g
+    return g + h["weight_decay"] * p if h["weight_decay"] != 0 else g
+
+
+def _shrunk_or_decayed(p: Array, g: Array, h: Hyper, lr: Array) -> tuple[Array, Array]:
+    if not h["decoupled_weight_decay"]:
+        return p, _decayed(p, g, h)
+    return p * _as(p, 1 - lr * h["weight_decay"]), -g if h["maximize"] else g
+
+
+def _one_minus_power(beta: float, t: Array) -> Array:
+    """`1 - beta**t`: in float64 with PyTorch's rounding, in float32 without the cancellation that it would suffer."""
+    if t.dtype.itemsize > 4:
+        return 1 - beta**t
+    return -jnp.expm1(t * (math.log(beta) if beta > 0 else -math.inf))
+
+
+_BERNOULLI = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)
+
+
+def _average_length(beta: float, t: Array) -> Array:
+    r"""RAdam's `2 / (1 - beta) - 1 - 2 t beta**t / (1 - beta**t)`, a small difference of large numbers at first.
+
+    In float32 it would be off by 1e-4 and more, which decides whether a step is rectified; there the series of
+    `x / (e^x - 1)` in `x = -t log(beta)` is summed without the terms that cancel.
+    """
+    longest = 2 / (1 - beta) - 1
+    if t.dtype.itemsize > 4 or beta == 0:
+        return longest - 2 * t * (beta**t) / _one_minus_power(beta, t)
+    a = -math.log(beta)
+    x = t * a
+    near = jnp.minimum(x, 1.0)
+    series = sum(b * near ** (2 * i + 2) for i, b in enumerate(_BERNOULLI))
+    small = (longest - 2 / a) + t - 2 / a * series
+    return jnp.where(x < 1, small, longest - 2 * t / jnp.expm1(x))
+
+
+# --- which rule an optimizer has ---
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of one optimizer.
+
+    Attributes:
+        formula: see above.
+        hyper: the hyper-parameters that change results, besides `lr`.
+        moments: of a group's hyper-parameters, the names of the state's arrays that are like the parameter.
+        scalars: the names of its 0-d arrays and their first values.
+    """
+
+    formula: Callable[[Array, Array, Leaf, Hyper, Array], Step]
+    hyper: tuple[str, ...]
+    moments: Callable[[Hyper], tuple[str, ...]]
+    scalars: Mapping[str, float | bool]
+
+
+def _with_step(formula: Any, hyper: str, moments: Callable[[Hyper], tuple[str, ...]], **scalars: float) -> Rule:
+    return Rule(formula, ("weight_decay", "maximize", *hyper.split()), moments, {"step": 0.0, **scalars})
+
+
+def _always(*moments: str) -> Callable[[Hyper], tuple[str, ...]]:
+    return lambda _: moments
+
+
+def _sgd_moments(h: Hyper) -> tuple[str, ...]:
+    return ("momentum_buffer",) if h["momentum"] != 0 else ()
+
+
+def _adam_moments(h: Hyper) -> tuple[str, ...]:
+    return ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if h["amsgrad"] else ()))
+
+
+def _rmsprop_moments(h: Hyper) -> tuple[str, ...]:
+    momentum = ("momentum_buffer",) if h["momentum"] > 0 else ()
+    return ("square_avg", *momentum, *(("grad_avg",) if h["centered"] else ()))
+
+
+_ADAM = _with_step(adam, "betas eps amsgrad decoupled_weight_decay", _adam_moments)
+RULES: dict[type, Rule] = {
+    torch.optim.SGD: Rule(
+        sgd,
+        ("weight_decay", "maximize", "momentum", "dampening", "nesterov"),
+        _sgd_moments,
+        {"has_buffer": False},  # PyTorch's buffer is None instead
+    ),
+    torch.optim.Adam: _ADAM,
+    torch.optim.AdamW: _ADAM,
+    torch.optim.RMSprop: _with_step(rmsprop, "alpha eps momentum centered", _rmsprop_moments),
+    torch.optim.Adagrad: _with_step(adagrad, "lr_decay eps initial_accumulator_value", _always("sum")),
+    torch.optim.Adamax: _with_step(adamax, "betas eps", _always("exp_avg", "exp_inf")),
+    torch.optim.Adadelta: _with_step(adadelta, "rho eps", _always("square_avg", "acc_delta")),
+    torch.optim.NAdam: _with_step(
+        nadam, "betas eps momentum_decay decoupled_weight_decay", _always("exp_avg", "exp_avg_sq"), mu_product=1.0
+    ),
+    torch.optim.RAdam: _with_step(radam, "betas eps decoupled_weight_decay", _always("exp_avg", "exp_avg_sq")),
+}
+REFUSED = {  # by name: older releases of PyTorch lack some
+    "Adafactor": "its factored second moment belongs to the axes of PyTorch's layout; optax.adafactor with "
+    "min_dim_size_to_factor=1 comes within 1e-9 from a fresh start",
+    "Muon": "its Newton-Schulz iteration runs in bfloat16, so that no two implementations agree; start "
+    "optax.contrib.muon afresh",
+    "Rprop": "it moves in its first step, in which optax.rprop does not; start optax.rprop afresh",
+    "LBFGS": "it calls the loss several times a step; start optax.lbfgs afresh",
+    "SparseAdam": "it changes the moments of the touched rows only; use Adam on dense gradients",
+    "ASGD": "nothing in optax averages as it does; use SGD, and optax.ema of the parameters",
+}

@@ -1,0 +1,171 @@
+"""What never changes while a ported optimizer runs: its class, its groups, and which leaf is in which group."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import torch
+from flax import serialization
+from torch import Tensor
+from torch.optim import Optimizer
+
+from funcreg._selectors import leaf_name
+from funcreg.jax._wing import paths_and_leaves
+from funcreg.torch.attach import Handle
+
+from ._rules import REFUSED, RULES, Rule
+
+NO_GROUP = -1
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Settings:
+    """The constants of a ported optimizer; a pytree without leaves, so that a state carries them through jit.
+
+    Attributes:
+        optimizer: the name of the class, `"AdamW"`.
+        groups: per parameter group its hyper-parameters, as (name, value) pairs; without the learning rate.
+        group_of: the group of every JAX leaf, as (name, group) pairs; `NO_GROUP` for one that no group holds.
+        frozen: the names of the JAX leaves that are never updated.
+        penalized: whether a penalty was attached.
+    """
+
+    optimizer: str
+    groups: tuple[tuple[tuple[str, Any], ...], ...]
+    group_of: tuple[tuple[str, int], ...]
+    frozen: frozenset[str]
+    penalized: bool = False
+
+    @property
+    def rule(self) -> Rule:
+        return RULES[getattr(torch.optim, self.optimizer)]
+
+    def hyper(self, group: int) -> dict[str, Any]:
+        return dict(self.groups[group])
+
+    def moments(self, group: int) -> tuple[str, ...]:
+        """The arrays of a leaf's state that are like the leaf, by PyTorch's names."""
+        return () if group == NO_GROUP else self.rule.moments(self.hyper(group))
+
+    def scalars(self, group: int) -> dict[str, float | bool]:
+        """The 0-d arrays of a leaf's state, and their first values."""
+        if not self.moments(group):
+            return {}
+        scale = {"prox_scale": 0.0} if self.penalized and self.optimizer == "SGD" else {}
+        return {**self.rule.scalars, **scale}
+
+    def first_value(self, group: int) -> float:
+        """What the moments begin with."""
+        return self.hyper(group).get("initial_accumulator_value", 0.0)
+
+    def names(self) -> list[str]:
+        """The names of all arrays; the first is one that every leaf with a state has."""
+        groups = range(len(self.groups))
+        return list(dict.fromkeys(what for i in groups for what in (*self.moments(i), *self.scalars(i))))
+
+
+# flax's checkpoints know no static nodes: what is constant is neither saved nor restored
+serialization.register_serialization_state(Settings, lambda _: {}, lambda settings, _: settings)
+
+
+def settings_of(where: str, pair: Any, optimizer: Optimizer) -> Settings:
+    """The settings of an optimizer over the parameters of a pair; every optimizer that has no exact twin is refused."""
+    rule = rule_of(where, optimizer)
+    groups = groups_of(where, pair, optimizer)
+    own = dict(pair.net.named_parameters())
+    members = named(
+        pair.spread({name: _Member(i, i == NO_GROUP or not own[name].requires_grad) for name, i in groups.items()})
+    )
+    return Settings(
+        type(optimizer).__name__,
+        tuple(_hyper(rule, optimizer, group) for group in optimizer.param_groups),
+        tuple((name, member.group) for name, member in members.items()),
+        frozenset(name for name, member in members.items() if member.frozen),
+        handle_of(where, optimizer) is not None,
+    )
+
+
+@dataclass(frozen=True)
+class _Member:
+    group: int
+    frozen: bool
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree on the JAX side by their dotted names, as penalties name them."""
+    paths, leaves, _ = paths_and_leaves(tree)
+    return {leaf_name(path): leaf for path, leaf in zip(paths, leaves, strict=True)}
+
+
+def rule_of(where: str, optimizer: Any) -> Rule:
+    if type(optimizer) in RULES:
+        return RULES[type(optimizer)]
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"{where}: optimizer must be a torch.optim.Optimizer, got {name}")
+    if name in REFUSED and type(optimizer) is getattr(torch.optim, name, None):
+        raise TypeError(f"{where}: {name} has no exact twin: {REFUSED[name]}")
+    known = ", ".join(cls.__name__ for cls in RULES)
+    base = next((cls.__name__ for cls in type(optimizer).__mro__ if cls in RULES), None)
+    why = f"a subclass of {base}, which may step differently" if base else "an optimizer that is not known"
+    raise TypeError(f"{where}: {name} is {why}; known are, by their exact class, {known}")
+
+
+def groups_of(where: str, pair: Any, optimizer: Optimizer) -> dict[str, int]:
+    """The group of every parameter with a twin; `NO_GROUP` for one that is not the optimizer's."""
+    own: dict[Tensor, str] = {p: name for name, p in pair.net.named_parameters()}
+    twinned = {name for link in pair.links for name in link.torch}
+    groups = {name: NO_GROUP for name in pair.parameters if name in twinned}
+    for i, group in enumerate(optimizer.param_groups):
+        for j, p in enumerate(group["params"]):
+            what = f"parameter {j} of group {i} ({list(p.shape)})"
+            if p not in own:
+                raise ValueError(
+                    f"{where}: {what} of the optimizer is no parameter of the net of this pair; make the optimizer of "
+                    "net.parameters() of the very net that was matched"
+                )
+            if p.is_complex():
+                raise TypeError(
+                    f"{where}: the parameter {own[p]!r} is complex: PyTorch optimizes real and imaginary parts on "
+                    "their own, and JAX's gradients are the conjugates of PyTorch's; store the parts as two"
+                )
+            if own[p] in twinned:
+                groups[own[p]] = i
+    return groups
+
+
+def handle_of(where: str, optimizer: Optimizer) -> Handle | None:
+    """The handle of an attached penalty; other hooks around the step are refused."""
+    before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    handle = None
+    for hook in (*before.values(), *after.values()):
+        owner = getattr(hook, "__self__", None)
+        if not isinstance(owner, Handle):
+            raise ValueError(
+                f"{where}: the optimizer has a step hook {getattr(hook, '__qualname__', hook)!r}, which may change its "
+                "steps and cannot be followed; remove it first, and do in the JAX loop what it does"
+            )
+        handle = owner
+    return handle
+
+
+def _hyper(rule: Rule, optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    by_class = {"decoupled_weight_decay": type(optimizer) is torch.optim.AdamW}  # older releases have no such key
+    values = {name: _number(group[name] if name in group else by_class[name]) for name in rule.hyper}
+    if "initial_accumulator_value" in values:  # PyTorch reads it there, not in the group
+        values["initial_accumulator_value"] = float(optimizer.defaults["initial_accumulator_value"])
+    return tuple(sorted(values.items()))
+
+
+def _number(value: Any) -> Any:
+    """Of a tensor its number: constants of a compiled step."""
+    if isinstance(value, tuple | list):
+        return tuple(_number(v) for v in value)
+    return value if isinstance(value, bool) else float(value)
+
+
+def filled(p: Tensor, value: float) -> Tensor:
+    """Like the parameter, of one value; takes no memory."""
+    return torch.full((), value, dtype=p.dtype).expand(p.shape)

@@ -1,0 +1,189 @@
+"""A torch.optim optimizer as an optax transformation: the rules of `_rules.py`, leaf by leaf, over any tree."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from funcreg._penalty import Bound
+from funcreg.jax._wing import Penalty
+
+from ._proximal import Stepped, proximal_step
+from ._settings import Settings, named
+
+Tree = Any
+Rates = Callable[[Array], tuple[Array, ...]]  # how many updates were done -> the learning rate of each group
+
+
+class TorchOptimizerState(NamedTuple):
+    """Where an optimizer stands, under PyTorch's own names.
+
+    Attributes:
+        count: how many updates were done here, shape=(), dtype=int32.
+        learning_rate: of every parameter group the rate of the next update, shape=(): what `group["lr"]` is in
+            PyTorch. Put another one in its place (`state._replace(learning_rate=...)`) to change it; a scheduler sets
+            it anew after an update, as in PyTorch.
+        state: by PyTorch's names (`"exp_avg"`, `"step"`), each a tree like the parameters, with `optax.MaskedNode` for
+            a leaf that has no such array. `"step"` counts the updates of its own leaf.
+        settings: hyper-parameters and groups; constants, no arrays.
+    """
+
+    count: Array
+    learning_rate: tuple[Array, ...]
+    state: dict[str, Tree]
+    settings: Settings
+
+
+def torch_optimizer(
+    settings: Settings, rates: tuple[float, ...] | Rates, penalty: Penalty | None
+) -> optax.GradientTransformation:
+    """The transformation with these settings.
+
+    Args:
+        settings: hyper-parameters, and the group of every leaf.
+        rates: the learning rate of each group, with which `init` starts; or a function that gives them at every count.
+        penalty: what was attached to the optimizer, or None.
+    """
+    schedule = rates if callable(rates) else None
+
+    def init(params: Tree) -> Any:
+        leaves = _leaves("init", settings, params)
+        count = jnp.zeros((), jnp.int32)
+        state: dict[str, dict[str, Array]] = {}
+        for name, group in settings.group_of:
+            for what, x in _first_state(settings, group, leaves[name]).items():
+                state.setdefault(what, {})[name] = x
+        return TorchOptimizerState(
+            count,
+            rates(count) if callable(rates) else tuple(jnp.asarray(lr, scalar_dtype()) for lr in rates),
+            {what: rebuild(params, by_name) for what, by_name in state.items()},
+            settings,
+        )
+
+    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
+        where = f"{settings.optimizer} (from PyTorch)"
+        if not isinstance(state, TorchOptimizerState):
+            raise TypeError(f"{where}: state must be a TorchOptimizerState, got {type(state).__name__}")
+        if params is None:
+            raise ValueError(f"{where}: update needs the parameters: call update(updates, state, params)")
+        leaves = _leaves(where, settings, params)
+        grads = _grads(where, leaves, updates)
+        old = {what: named(tree) for what, tree in state.state.items()}
+        new = {what: dict(by_name) for what, by_name in old.items()}
+        parts = _parts(penalty, params)
+        moves = {}
+        for name, group in settings.group_of:
+            p, g = leaves[name], grads[name]
+            if g is None or name in settings.frozen:
+                moves[name] = jnp.zeros_like(p)
+                continue
+            before = {what: by_name[name] for what, by_name in old.items() if name in by_name}
+            _check_state(where, settings, group, name, p, before)
+            lr = jnp.asarray(state.learning_rate[group]).astype(scalar_dtype())
+            moved, after = _step(settings, group, name, p, g, before, lr, parts.get(name, []))
+            for what, x in after.items():
+                new[what][name] = x
+            moves[name] = moved - p  # with which p + (moved - p) is moved, or nearly so where a step shrinks p by half
+        count = state.count + 1
+        trees = {what: rebuild(tree, new[what]) for what, tree in state.state.items()}
+        following = state.learning_rate if schedule is None else schedule(count)
+        return rebuild(params, moves), TorchOptimizerState(count, following, trees, settings)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _step(
+    settings: Settings,
+    group: int,
+    name: str,
+    p: Array,
+    g: Array,
+    before: dict[str, Array],
+    lr: Array,
+    bound: list[Bound],
+) -> tuple[Array, dict[str, Array]]:
+    """One step of one leaf: its new point and its new state."""
+    hyper = settings.hyper(group)
+    g = g.astype(p.dtype)
+    counted = {"step": before["step"] + 1} if "step" in before else {}
+    step = {what: t.astype(lr.dtype) for what, t in counted.items()}
+    moved, after = settings.rule.formula(p, g, {**before, **step}, hyper, lr)
+    if bound:
+        leaf = Stepped(p, g, moved, before, after, step.get("step"), lr)
+        moved, kept = proximal_step(settings.optimizer, name, bound, leaf, hyper)
+        after = {**after, **kept}
+    return moved, {**after, **counted}
+
+
+def _first_state(settings: Settings, group: int, p: Array) -> dict[str, Array]:
+    """The state of a leaf that has had no gradient yet."""
+    moments = {what: jnp.full_like(p, settings.first_value(group)) for what in settings.moments(group)}
+    dtypes = {"has_buffer": jnp.bool_, "prox_scale": scalar_dtype()}
+    scalars = {what: jnp.asarray(x, dtypes.get(what, jnp.float32)) for what, x in settings.scalars(group).items()}
+    return {**scalars, **moments}
+
+
+def scalar_dtype() -> Any:
+    """Of learning rates and of what is computed from a step: float64 in PyTorch, here where JAX has it."""
+    return jax.dtypes.canonicalize_dtype(jnp.float64)
+
+
+def rebuild(like: Tree, by_name: Mapping[str, Any]) -> Tree:
+    """A tree of these leaves; `optax.MaskedNode` for those of `like` that have none."""
+    leaves = [by_name.get(name, optax.MaskedNode()) for name in named(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _leaves(where: str, settings: Settings, params: Tree) -> dict[str, Array]:
+    leaves = {name: jnp.asarray(x) for name, x in named(params).items()}
+    known = dict(settings.group_of)
+    for name in leaves.keys() ^ known.keys():
+        raise ValueError(
+            f"{where}: the parameters have {'a leaf' if name in leaves else 'no leaf'} {name!r}, which the pair has "
+            f"{'not' if name in leaves else 'matched'}; pass the tree of pair.to_jax(net), of its parameters alone"
+        )
+    return leaves
+
+
+def _grads(where: str, leaves: Mapping[str, Array], updates: Tree) -> dict[str, Array | None]:
+    """The gradients by name; None for a leaf without one, which is None or `optax.MaskedNode` in the tree."""
+
+    def absent(node: Any) -> bool:
+        return node is None or isinstance(node, optax.MaskedNode)
+
+    marked = jax.tree.map(lambda x: _ABSENT if absent(x) else x, updates, is_leaf=absent)
+    grads = named(marked)
+    for name in leaves.keys() ^ grads.keys():
+        raise ValueError(
+            f"{where}: the leaf {name!r} is in the {'parameters' if name in leaves else 'updates'} only; a parameter "
+            "without a gradient is None in the updates"
+        )
+    for name, p in leaves.items():
+        if grads[name] is not _ABSENT and jnp.shape(grads[name]) != p.shape:
+            raise ValueError(
+                f"{where}: the update of {name!r} must have the shape {p.shape}, got {jnp.shape(grads[name])}"
+            )
+    return {name: None if g is _ABSENT else jnp.asarray(g) for name, g in grads.items()}
+
+
+_ABSENT = object()
+
+
+def _check_state(where: str, settings: Settings, group: int, name: str, p: Array, state: Mapping[str, Array]) -> None:
+    for what in settings.moments(group):
+        shape = state[what].shape if what in state else None
+        if shape != p.shape:
+            raise ValueError(
+                f"{where}: the state's {what!r} of {name!r} must have the shape {p.shape}, got {shape or 'none'}; "
+                "was the state made by optimizer_to_jax of this pair, or by init?"
+            )
+
+
+def _parts(penalty: Penalty | None, params: Tree) -> dict[str, list[Bound]]:
+    if penalty is None:
+        return {}
+    flat, bound = penalty.bind(params)
+    return dict(zip(flat.names, bound, strict=True))

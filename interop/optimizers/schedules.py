@@ -1,0 +1,257 @@
+"""torch.optim's learning-rate schedulers as functions of the number of updates, continued from where they stand.
+
+NOTE [anchor]: most of PyTorch's schedulers multiply the current rate by the quotient of two values of their closed
+form. So does a ported one: the current rate times `form(k) / form(k0)`. A rate that was changed by hand on the way is
+continued as PyTorch would continue it. The closed forms are evaluated afresh at every step, so that float32 rates do
+not drift as a recursion would.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from torch.optim import Optimizer, lr_scheduler
+
+Form = Callable[[Array], Array]  # the scheduler's own step, int32 -> a rate, or a factor of one
+Rates = Callable[[Array], tuple[Array, ...]]
+
+
+def rates_of(where: str, scheduler: Any, optimizer: Optimizer, steps_per_epoch: int) -> Rates:
+    """The learning rate of every group after `count` more updates."""
+    if not isinstance(steps_per_epoch, int) or isinstance(steps_per_epoch, bool) or steps_per_epoch < 1:
+        raise ValueError(f"{where}: steps_per_epoch must be a whole number >= 1, got {steps_per_epoch!r}")
+    groups = len(optimizer.param_groups)
+    if not isinstance(scheduler, lr_scheduler.LRScheduler):
+        if not callable(scheduler):
+            raise TypeError(
+                f"{where}: scheduler must be a scheduler of torch.optim or a function count -> learning rate that JAX "
+                f"can trace, got {type(scheduler).__name__}"
+            )
+        return _users(where, scheduler, groups, steps_per_epoch)
+    if scheduler.optimizer is not optimizer:
+        raise ValueError(f"{where}: the scheduler belongs to another optimizer; pass the one that was made for this")
+    forms = [_rate(where, scheduler, i, _number(g["lr"])) for i, g in enumerate(optimizer.param_groups)]
+    start = _position(scheduler)
+
+    def rates(count: Array) -> tuple[Array, ...]:
+        k = start + count // steps_per_epoch
+        return tuple(form(k) for form in forms)
+
+    return rates
+
+
+def _users(where: str, schedule: Callable[[Array], Any], groups: int, steps_per_epoch: int) -> Rates:
+    def rates(count: Array) -> tuple[Array, ...]:
+        given = schedule(count // steps_per_epoch)
+        each = tuple(given) if isinstance(given, tuple | list) else (given,) * groups
+        if len(each) != groups:
+            raise ValueError(f"{where}: scheduler must return one rate, or one for each of the {groups} groups")
+        return tuple(jnp.asarray(rate).astype(_dtype()) for rate in each)
+
+    return rates
+
+
+def _rate(where: str, scheduler: Any, group: int, now: float | None) -> Form:
+    """The rate of one group at every step of a scheduler: from its present rate on, or from its own beginning."""
+    kind = type(scheduler)
+    if kind in _FACTORS:
+        form = _factor(where, scheduler)
+        if now is not None:
+            return _anchored(now, [(form, scheduler.last_epoch)])
+        base = _number(scheduler.base_lrs[group])
+        return lambda k: base * form(k)
+    if kind is lr_scheduler.ChainedScheduler:
+        children = scheduler._schedulers
+        for child in children:
+            if type(child) not in _FACTORS:
+                _refuse(where, child, "inside a ChainedScheduler, where it is no factor of the rate")
+        if now is None:
+            _refuse(where, scheduler, "inside a SequentialLR, which fails or skips a step in PyTorch")
+        return _anchored(now, [(_factor(where, child), child.last_epoch) for child in children])
+    if kind is lr_scheduler.SequentialLR:
+        return _sequential(where, scheduler, group, now)
+    if kind is lr_scheduler.CosineAnnealingLR:
+        form = _cosine(scheduler, group)
+    elif kind is lr_scheduler.CosineAnnealingWarmRestarts:
+        form = _warm_restarts(where, scheduler, group)
+    else:
+        name = next((base for base in kind.__mro__ if base in _REFUSED), None)
+        _refuse(where, scheduler, _REFUSED[name] if name else "which is not known; known are " + ", ".join(_KNOWN))
+    if now is not None and kind is lr_scheduler.CosineAnnealingLR:
+        expected = float(form(jnp.int32(scheduler.last_epoch)))
+        if not math.isclose(now, expected, rel_tol=1e-4, abs_tol=1e-6 * _number(scheduler.base_lrs[group])):
+            _refuse(
+                where,
+                scheduler,
+                f"whose rate for group {group} is {expected:g} at its step {scheduler.last_epoch}, but the optimizer's "
+                f"is {now:g}: it was changed by hand, which this scheduler follows only until its next turn; pass a "
+                "function count -> learning rate",
+            )
+    return form
+
+
+def _anchored(now: Any, forms: Sequence[tuple[Form, int]]) -> Form:
+    """See NOTE [anchor]; a form that has come to 0 stays where it is, as in PyTorch."""
+    first = forms[0][1]
+    starts = [float(form(jnp.int32(at))) for form, at in forms]
+
+    def rate(k: Array) -> Array:
+        value = jnp.asarray(now, _dtype())
+        for (form, at), start in zip(forms, starts, strict=True):
+            value = value * (form(k + (at - first)) / start) if start != 0 else value
+        return value
+
+    return rate
+
+
+def _sequential(where: str, scheduler: Any, group: int, now: float | None) -> Form:
+    """The parts from the present one on; each counts from its own milestone."""
+    milestones, parts, here = scheduler._milestones, scheduler._schedulers, scheduler.last_epoch
+    for i, part in enumerate(parts):
+        if i > 0 and type(part) in (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler):
+            _refuse(where, part, "as a later part of a SequentialLR, which fails in PyTorch at the milestone")
+    active = sum(here >= m for m in milestones)
+    forms, offsets = [], []
+    for i in range(active, len(parts)):
+        forms.append(_rate(where, parts[i], group, now if i == active else None))
+        # the present part may have been started late: a SequentialLR counts from its construction
+        offsets.append(_position(parts[i]) - here if i == active else -milestones[i - 1])
+    later = milestones[active:]
+
+    def rate(k: Array) -> Array:
+        value = forms[0](k + offsets[0])
+        for form, offset, milestone in zip(forms[1:], offsets[1:], later, strict=True):
+            value = jnp.where(k >= milestone, form(k + offset), value)
+        return value
+
+    return rate
+
+
+def _cosine(scheduler: Any, group: int) -> Form:
+    """It goes down for T_max steps and up again for as many; optax's stays down."""
+    base, low, period = _number(scheduler.base_lrs[group]), scheduler.eta_min, scheduler.T_max
+
+    def rate(k: Array) -> Array:
+        return low + (base - low) * (1 + jnp.cos(math.pi * _real(k % (2 * period)) / period)) / 2
+
+    return rate
+
+
+def _warm_restarts(where: str, scheduler: Any, group: int) -> Form:
+    base, low, first = _number(scheduler.base_lrs[group]), scheduler.eta_min, scheduler.T_0
+    starts, lengths = [0], [first]
+    while scheduler.T_mult > 1 and starts[-1] + lengths[-1] < 2**31:
+        starts.append(starts[-1] + lengths[-1])
+        lengths.append(lengths[-1] * scheduler.T_mult)
+    lengths = [min(length, 2**31 - 1) for length in lengths]
+    begins, periods = jnp.asarray(starts, jnp.int32), jnp.asarray(lengths, jnp.int32)
+    cycle = sum(scheduler.last_epoch >= start for start in starts) - 1
+    within = scheduler.last_epoch - starts[cycle] if scheduler.T_mult > 1 else scheduler.last_epoch % first
+    if max(scheduler.last_epoch, 0) and (scheduler.T_cur, scheduler.T_i) != (within, lengths[cycle]):
+        _refuse(where, scheduler, "that was stepped by fractions or out of order: it stands between two of its steps")
+
+    def rate(k: Array) -> Array:
+        if scheduler.T_mult == 1:
+            within, length = k % first, jnp.int32(first)
+        else:
+            cycle = jnp.sum(k >= begins, dtype=jnp.int32) - 1
+            within, length = k - begins[cycle], periods[cycle]
+        return low + (base - low) * (1 + jnp.cos(math.pi * _real(within) / _real(length))) / 2
+
+    return rate
+
+
+# --- factors of the rate, at the scheduler's own step k ---
+
+
+def _constant(s: Any) -> Form:
+    return lambda k: jnp.where(k < s.total_iters, jnp.asarray(s.factor, _dtype()), jnp.asarray(1.0, _dtype()))
+
+
+# In both the end is reached exactly: compiled, a quotient by a constant may be a product with its reciprocal, and with
+# it 1 - 5 / 5 is less than 0.
+
+
+def _linear(s: Any) -> Form:
+    def factor(k: Array) -> Array:
+        done = _real(jnp.minimum(k, s.total_iters))
+        return (s.start_factor * (s.total_iters - done) + s.end_factor * done) / s.total_iters
+
+    return factor
+
+
+def _polynomial(s: Any) -> Form:
+    return lambda k: (_real(s.total_iters - jnp.minimum(k, s.total_iters)) / s.total_iters) ** s.power
+
+
+def _exponential(s: Any) -> Form:
+    return lambda k: _power(s.gamma, _real(k))
+
+
+def _step(s: Any) -> Form:
+    return lambda k: _power(s.gamma, _real(k // s.step_size))
+
+
+def _multi_step(s: Any) -> Form:
+    milestones = jnp.asarray(sorted(s.milestones.elements()), jnp.int32)
+    return lambda k: _power(s.gamma, _real(jnp.sum(k >= milestones, dtype=jnp.int32)))
+
+
+def _power(gamma: float, n: Array) -> Array:
+    """In float32 of the logarithm: gamma itself, rounded, would be off by n roundings."""
+    return gamma**n if n.dtype.itemsize > 4 or gamma <= 0 else jnp.exp(n * math.log(gamma))
+
+
+_FACTORS: dict[type, Callable[[Any], Form]] = {
+    lr_scheduler.ConstantLR: _constant,
+    lr_scheduler.LinearLR: _linear,
+    lr_scheduler.PolynomialLR: _polynomial,
+    lr_scheduler.ExponentialLR: _exponential,
+    lr_scheduler.StepLR: _step,
+    lr_scheduler.MultiStepLR: _multi_step,
+}
+_KNOWN = [cls.__name__ for cls in _FACTORS] + [
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "SequentialLR",
+    "ChainedScheduler",
+]
+_TWIN = "pass a twin that JAX can trace, a function count -> learning rate (count: updates from now on)"
+_REFUSED: dict[type, str] = {
+    lr_scheduler.LambdaLR: f"whose function JAX may not be able to trace; {_TWIN}",
+    lr_scheduler.MultiplicativeLR: f"whose function JAX may not be able to trace; {_TWIN}",
+    lr_scheduler.OneCycleLR: f"which also moves the momentum; with cycle_momentum=False {_TWIN}",
+    lr_scheduler.CyclicLR: f"which also moves the momentum; with cycle_momentum=False {_TWIN}",
+    lr_scheduler.ReduceLROnPlateau: "which decides by the values of the loss; change learning_rate in the state "
+    "instead, or use optax.contrib.reduce_on_plateau",
+}
+
+
+def _factor(where: str, scheduler: Any) -> Form:
+    if getattr(scheduler, "total_iters", 1) < 1:
+        _refuse(where, scheduler, f"with total_iters={scheduler.total_iters}, for which its own two forms disagree")
+    return _FACTORS[type(scheduler)](scheduler)
+
+
+def _refuse(where: str, scheduler: Any, why: str) -> Any:
+    raise TypeError(f"{where}: the scheduler is a {type(scheduler).__name__}, {why}")
+
+
+def _position(scheduler: Any) -> int:
+    """At which of its steps a scheduler is; a chain has no count of its own."""
+    return scheduler.last_epoch if hasattr(scheduler, "last_epoch") else _position(scheduler._schedulers[0])
+
+
+def _real(k: Any) -> Array:
+    return jnp.asarray(k).astype(_dtype())
+
+
+def _dtype() -> Any:
+    return jax.dtypes.canonicalize_dtype(jnp.float64)
+
+
+def _number(lr: Any) -> float:
+    return float(lr)

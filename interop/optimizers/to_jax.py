@@ -1,0 +1,169 @@
+"""From an optimizer of torch.optim, mid-run, to an optax transformation and its state."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..arrays import to_jax
+from ._settings import Settings, filled, groups_of, handle_of, named, settings_of
+from ._transformation import TorchOptimizerState, rebuild, scalar_dtype, torch_optimizer
+from .schedules import rates_of
+
+_WHERE = "optimizer_to_jax"
+
+
+def optimizer_to_jax(
+    pair: Any, optimizer: Optimizer, scheduler: Any = None, steps_per_epoch: int = 1
+) -> tuple[optax.GradientTransformation, TorchOptimizerState]:
+    """The same optimizer on the JAX side, mid-run: what it does next is what PyTorch would have done next.
+
+    The transformation follows PyTorch's formulas, not those of optax's optimizer of the same name, which differ for
+    most (eps, AMSGrad, dampening, NAdam, RAdam, Adagrad). In float64 the two agree to a few units in the last place.
+    Every parameter keeps its own step count, its group's hyper-parameters and its group's learning rate, which is in
+    the state: `state._replace(learning_rate=...)` changes it. `tx.init(params)` starts afresh, at the rates that the
+    groups have now.
+
+    A gradient of zero is a gradient: it decays the moments and counts. What `p.grad is None` is in PyTorch is None (or
+    `optax.MaskedNode()`) in `updates` here: the leaf and its state stay as they are. Parameters in no group, and those
+    with `requires_grad=False`, are never moved.
+
+    A penalty that `fr.attach` has put on the optimizer crosses with it: every update ends with the same proximal step
+    of the penalty that it has now.
+
+    `foreach` and `fused` change nothing but the order of rounding. With `capturable` or `differentiable` PyTorch takes
+    powers of its float32 step counts in float32; here they are taken as without. Half-precision parameters are
+    rounded after every operation, as in PyTorch, but not after the same ones when compiled: runs drift apart.
+
+    In `nnx.Optimizer`, which calls `init` itself, the state goes in by `nnx.Optimizer(model,
+    optax.GradientTransformation(lambda _: opt_state, tx.update), wrt=nnx.Param)`; in flax's `TrainState` as its
+    `opt_state`.
+
+    Args:
+        pair: what `match` returned.
+        optimizer: SGD, Adam, AdamW, RMSprop, Adagrad, Adamax, Adadelta, NAdam or RAdam, over parameters of the pair's
+            net.
+        scheduler: of the learning rate: ConstantLR, LinearLR, ExponentialLR, PolynomialLR, StepLR, MultiStepLR,
+            CosineAnnealingLR, CosineAnnealingWarmRestarts, SequentialLR, a ChainedScheduler of the first six; or a
+            function `count -> learning rate` that JAX can trace, `count` being the updates from now on. It goes on
+            from its own last step, with one `scheduler.step()` after every update.
+        steps_per_epoch: the scheduler is stepped after as many updates instead, an epoch; the optimizer must then
+            stand at the end of one.
+
+    Returns:
+        `(transformation, opt_state)`. `update` needs the parameters.
+
+    Raises:
+        TypeError: an optimizer or a scheduler without an exact twin, with the difference; complex parameters.
+        ValueError: parameters that are not the net's, a state that is not whole, hooks around the step, a penalty on a
+            parameter that the JAX side holds in several arrays.
+    """
+    settings = settings_of(_WHERE, pair, optimizer)
+    handle = handle_of(_WHERE, optimizer)
+    penalty = None
+    if handle is not None:
+        if settings.optimizer != "SGD":
+            _refuse_split(pair, [name for name, _ in handle._bound.values()])
+        penalty = pair.penalty_to_jax(handle.penalty)
+    now = tuple(float(group["lr"]) for group in optimizer.param_groups)
+    rates = now if scheduler is None else rates_of(_WHERE, scheduler, optimizer, steps_per_epoch)
+    state = TorchOptimizerState(
+        jnp.zeros((), jnp.int32),
+        tuple(jnp.asarray(lr, scalar_dtype()) for lr in now),
+        _state(pair, optimizer, settings),
+        settings,
+    )
+    return torch_optimizer(settings, rates, penalty), state
+
+
+def _state(pair: Any, optimizer: Optimizer, settings: Settings) -> dict[str, Any]:
+    """The optimizer's state by its own names, each a tree like the parameters of the JAX side."""
+    own = dict(pair.net.named_parameters())
+    groups = groups_of(_WHERE, pair, optimizer)
+    states = {
+        name: _of_parameter(settings, group, name, own[name], optimizer.state.get(own[name]) or {})
+        for name, group in groups.items()
+    }
+    holders = {
+        what: {leaf for leaf, i in settings.group_of if what in settings.moments(i)} for what in settings.names()
+    }
+    blank = pair.parameters_to_jax({name: filled(own[name], 0.0) for name in groups})  # refuses what cannot cross
+    trees: dict[str, Any] = {}
+    for what in settings.names():
+        if holders[what]:
+            values = {name: states[name].get(what, filled(own[name], 0.0)) for name in groups}
+            tree = pair.parameters_to_jax(values)
+            trees[what] = rebuild(tree, {leaf: x for leaf, x in named(tree).items() if leaf in holders[what]})
+        else:
+            boxes = named(pair.spread({name: Scalar(states[name].get(what)) for name in groups}))
+            arrays = {leaf: to_jax(box.value) for leaf, box in boxes.items() if box.value is not None}
+            trees[what] = rebuild(blank, arrays)
+    return trees
+
+
+def _of_parameter(settings: Settings, group: int, name: str, p: Tensor, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of one parameter, checked; of one that has had no gradient yet, what PyTorch would start with."""
+    moments, scalars = settings.moments(group), settings.scalars(group)
+    if not moments:
+        return {}
+    known = {"momentum_buffer", "max_exp_avg_sq", "grad_avg", "prox_scale", "step", *moments, *scalars}
+    what = f"the state of {name!r}"
+    for key in state.keys() - known:
+        raise ValueError(f"{_WHERE}: {what} has {key!r}, which {settings.optimizer} does not keep; was it changed?")
+    if settings.optimizer == "SGD":
+        buffer = state.get("momentum_buffer")
+        state = {"has_buffer": False} if buffer is None else {"prox_scale": 0.0, **state, "has_buffer": True}
+    if "step" in scalars and not state or state.get("has_buffer") is False:
+        first = {key: filled(p, settings.first_value(group)) for key in moments}
+        return {**first, **{key: _scalar(key, x) for key, x in scalars.items()}}
+    values: dict[str, Any] = {}
+    for key in (*moments, *scalars):
+        x = state.get(key)
+        if x is None:
+            raise ValueError(
+                f"{_WHERE}: {what} lacks {key!r}, which {settings.optimizer} needs with its present options; load the "
+                "whole state_dict, or set options when the optimizer is made"
+            )
+        if key in moments and (x.shape != p.shape or x.dtype != p.dtype):
+            raise ValueError(
+                f"{_WHERE}: {key!r} in {what} is {x.dtype} of shape {list(x.shape)}, the parameter {p.dtype} of shape "
+                f"{list(p.shape)}; it is the state of another parameter, or load_state_dict came before net.to(...)"
+            )
+        values[key] = x if key in moments else _scalar(key, x)
+    return values
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A 0-d array on its way through `pair.spread`, which compares what comes to one leaf."""
+
+    value: Any
+
+
+def _scalar(key: str, x: Any) -> Any:
+    if key == "has_buffer":
+        return np.bool_(x)
+    if key == "prox_scale":
+        return np.dtype(scalar_dtype()).type(x)
+    if isinstance(x, Tensor):
+        return x.detach().cpu().numpy()[()]
+    double = torch.get_default_dtype() == torch.float64  # the dtype that PyTorch would take
+    return np.float64(x) if double else np.float32(x)
+
+
+def _refuse_split(pair: Any, names: list[str]) -> None:
+    """The metric of Adam and RMSprop has a mean over the parameter, which is not one over its pieces."""
+    for link in pair.links:
+        if (len(link.torch), len(link.jax)) != (1, 1):
+            for name in set(names).intersection(link.torch):
+                raise ValueError(
+                    f"{_WHERE}: the attached penalty acts on {name!r}, which the JAX side holds as "
+                    f"{', '.join(link.jax)}; its proximal step needs the parameter as a whole: handle.remove() it, or "
+                    "leave the parameter out by a selector"
+                )

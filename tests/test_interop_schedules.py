@@ -1,0 +1,257 @@
+"""Schedulers of torch.optim on the JAX side: the same learning rates at every update, from wherever they stand."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from torch.optim import lr_scheduler as schedulers
+
+import interop
+from interop.optimizers.schedules import rates_of
+
+HORIZON = 12
+BASES = (0.1, 0.03)
+
+
+def linear(optimizer):
+    return schedulers.LinearLR(optimizer, 0.1, 1.0, 4)
+
+
+KNOWN = {
+    "constant": lambda o: schedulers.ConstantLR(o, 0.3, 6),
+    "linear": lambda o: schedulers.LinearLR(o, 0.2, 0.9, 7),
+    "linear to zero": lambda o: schedulers.LinearLR(o, 1.0, 0.0, 7),
+    "exponential": lambda o: schedulers.ExponentialLR(o, 0.93),
+    "polynomial": lambda o: schedulers.PolynomialLR(o, 9, 2.0),
+    "polynomial, root": lambda o: schedulers.PolynomialLR(o, 7, 0.5),
+    "step": lambda o: schedulers.StepLR(o, 4, 0.5),
+    "multi-step": lambda o: schedulers.MultiStepLR(o, [3, 3, 9], 0.5),
+    "cosine": lambda o: schedulers.CosineAnnealingLR(o, 9, 0.001),
+    "cosine to zero": lambda o: schedulers.CosineAnnealingLR(o, 5),
+    "warm restarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 5, 1, 0.001),
+    "longer warm restarts": lambda o: schedulers.CosineAnnealingWarmRestarts(o, 3, 2),
+    "warm-up, cosine": lambda o: schedulers.SequentialLR(o, [linear(o), schedulers.CosineAnnealingLR(o, 10)], [4]),
+    "warm-up, restarts": lambda o: schedulers.SequentialLR(
+        o, [linear(o), schedulers.CosineAnnealingWarmRestarts(o, 4, 2)], [5]
+    ),
+    "three in sequence": lambda o: schedulers.SequentialLR(
+        o, [schedulers.ConstantLR(o, 0.1, 2), schedulers.ExponentialLR(o, 0.9), schedulers.StepLR(o, 2, 0.5)], [4, 9]
+    ),
+    # PyTorch starts the inner parts of these one step early; so does what is ported
+    "a sequence in a sequence": lambda o: schedulers.SequentialLR(
+        o,
+        [schedulers.SequentialLR(o, [linear(o), schedulers.ExponentialLR(o, 0.9)], [4]), schedulers.StepLR(o, 2, 0.5)],
+        [9],
+    ),
+    "an exponential first in it": lambda o: schedulers.SequentialLR(
+        o,
+        [
+            schedulers.SequentialLR(o, [schedulers.ExponentialLR(o, 0.8), schedulers.CosineAnnealingLR(o, 6)], [4]),
+            schedulers.PolynomialLR(o, 5),
+        ],
+        [11],
+    ),
+    "chained": lambda o: schedulers.ChainedScheduler(
+        [schedulers.ConstantLR(o, 0.1, 4), schedulers.ExponentialLR(o, 0.9)]
+    ),
+    "three chained": lambda o: schedulers.ChainedScheduler(
+        [
+            schedulers.LinearLR(o, 0.1, 0.5, 4),
+            schedulers.MultiStepLR(o, [3, 6], 0.5),
+            schedulers.PolynomialLR(o, 8, 1.5),
+        ]
+    ),
+}
+
+
+def two_groups(make=lambda optimizer: None):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 1)).double()
+    groups = [{"params": [net[0].weight], "lr": BASES[0]}, {"params": [net[0].bias], "lr": BASES[1]}]
+    optimizer = torch.optim.SGD(groups)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a sequence in a sequence is stepped when it is made
+        return net, optimizer, make(optimizer)
+
+
+def pair_of(net):
+    dtype = str(net[0].weight.dtype).removeprefix("torch.")
+    return interop.match(net, {"dense": {"kernel": np.zeros((2, 1), dtype), "bias": np.zeros(1, dtype)}})
+
+
+def advance(optimizer, scheduler, count=1):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a nested sequence passes `epoch` on, which PyTorch deprecates
+        for _ in range(count):
+            optimizer.step()
+            scheduler.step()
+
+
+def now(optimizer):
+    return np.array([float(group["lr"]) for group in optimizer.param_groups])
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_rates_are_those_of_torch_from_any_step_on(name, x64):
+    for start in (0, 1, 4, 5, 9, 13, 25):
+        net, optimizer, scheduler = two_groups(KNOWN[name])
+        advance(optimizer, scheduler, start)
+        with x64():
+            rates = rates_of("", scheduler, optimizer, 1)
+            got = np.stack(jax.vmap(rates)(jnp.arange(3 * HORIZON, dtype=jnp.int32)), axis=1)
+        for rate in got:
+            assert np.all(np.abs(rate - now(optimizer)) <= 1e-12 * np.maximum(now(optimizer), 1e-4)), (start, rate)
+            assert np.all(rate >= 0)
+            advance(optimizer, scheduler)
+
+
+@pytest.mark.parametrize("name", ["polynomial", "cosine", "warm-up, restarts", "a sequence in a sequence", "chained"])
+def test_a_compiled_run_takes_the_rates_of_its_scheduler(name, x64):
+    """With momentum, so that the parameters remember every rate; `learning_rate` is that of the next update."""
+    net, optimizer, scheduler = two_groups(KNOWN[name])
+    optimizer.param_groups[0]["momentum"] = 0.9
+    net.requires_grad_(True)
+
+    def step():
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        advance(optimizer, scheduler)
+
+    for _ in range(3):
+        step()
+    with x64():
+        pair = pair_of(net)
+        tx, state = pair.optimizer_to_jax(optimizer, scheduler)
+        params = pair.to_jax(net)
+
+        def update(carry, _):
+            params, state = carry
+            updates, after = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+            return (optax.apply_updates(params, updates), after), jnp.stack(state.learning_rate)
+
+        (params, state), rates = jax.jit(lambda c: jax.lax.scan(update, c, length=20))((params, state))
+        for rate in np.asarray(rates):
+            assert np.allclose(rate, now(optimizer), rtol=1e-12, atol=1e-17)
+            step()
+        assert np.allclose(np.array(state.learning_rate), now(optimizer), rtol=1e-12, atol=1e-17)
+        for got, want in zip(pair.parameters_to_torch(params).values(), net.parameters(), strict=True):
+            assert np.allclose(got, want.detach(), rtol=1e-13)
+        assert np.allclose(np.array(tx.init(params).learning_rate), np.array(rates[0]), rtol=1e-12)
+
+
+def test_a_rate_changed_by_hand_goes_on_as_torch_continues_it(x64):
+    for name in ("exponential", "step", "linear", "chained"):
+        net, optimizer, scheduler = two_groups(KNOWN[name])
+        advance(optimizer, scheduler, 3)
+        optimizer.param_groups[0]["lr"] *= 0.7
+        with x64():
+            got = rates_of("", scheduler, optimizer, 1)
+            for count in range(10):
+                assert np.allclose(np.array(got(jnp.int32(count))), now(optimizer), rtol=1e-12), name
+                advance(optimizer, scheduler)
+
+
+def test_a_scheduler_stepped_once_an_epoch(x64):
+    net, optimizer, scheduler = two_groups(KNOWN["multi-step"])
+    advance(optimizer, scheduler, 2)
+    with x64():
+        rates = rates_of("", scheduler, optimizer, 5)
+        for count in range(60):
+            assert np.allclose(np.array(rates(jnp.int32(count))), now(optimizer), rtol=1e-12), count
+            if count % 5 == 4:
+                advance(optimizer, scheduler)
+
+
+def test_float32_rates_do_not_drift():
+    """After 100000 updates, to float32 rounding of the closed form."""
+    for name, make in (("exponential", lambda o: schedulers.ExponentialLR(o, 0.99995)), ("cosine", KNOWN["cosine"])):
+        net, optimizer, scheduler = two_groups(make)
+        rates = rates_of("", scheduler, optimizer, 1)
+        want = 0.99995**100000 if name == "exponential" else (1 + np.cos(np.pi * (100000 % 18) / 9)) / 2 * 0.99 + 0.01
+        assert abs(float(rates(jnp.int32(100000))[0]) / BASES[0] - want) <= 2e-6 * want
+
+
+def test_a_function_of_the_count_stands_in_for_what_jax_cannot_trace(x64):
+    net, optimizer, scheduler = two_groups(lambda o: schedulers.LambdaLR(o, lambda k: 1 / (k + 1)))
+    advance(optimizer, scheduler, 4)
+    with x64():
+        pair = pair_of(net)
+        twin = lambda count: tuple(base / (count.astype(jnp.float64) + 5) for base in BASES)  # noqa: E731
+        tx, state = pair.optimizer_to_jax(optimizer, twin)
+        params = pair.to_jax(net)
+        for _ in range(3):
+            _, state = tx.update(params, state, params)
+            advance(optimizer, scheduler)
+            assert np.allclose(np.array(state.learning_rate), now(optimizer), rtol=1e-12)
+        tx, state = pair.optimizer_to_jax(optimizer, lambda count: 0.5)
+        _, state = tx.update(params, state, params)
+        assert [float(rate) for rate in state.learning_rate] == [0.5, 0.5]
+        tx, state = pair.optimizer_to_jax(optimizer, lambda count: (0.5,))
+        with pytest.raises(ValueError, match="one rate, or one for each of the 2 groups"):
+            tx.update(params, state, params)
+
+
+def moved(optimizer):
+    scheduler = KNOWN["cosine"](optimizer)
+    advance(optimizer, scheduler, 3)
+    optimizer.param_groups[0]["lr"] = 0.5
+    return scheduler
+
+
+def fraction(optimizer):
+    scheduler = KNOWN["warm restarts"](optimizer)
+    optimizer.step()
+    scheduler.step(2.5)
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (
+            lambda o: schedulers.LambdaLR(o, lambda k: 0.5),
+            "LambdaLR, whose function JAX may not be able to trace; pass",
+        ),
+        (lambda o: schedulers.MultiplicativeLR(o, lambda k: 0.5), "MultiplicativeLR, whose function"),
+        (lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=9, cycle_momentum=False), "OneCycleLR, which also moves"),
+        (lambda o: schedulers.CyclicLR(o, 0.1, 0.2, cycle_momentum=False), "CyclicLR, which also moves the momentum"),
+        (lambda o: schedulers.ReduceLROnPlateau(o), "ReduceLROnPlateau, which decides by the values of the loss"),
+        (lambda o: schedulers.LinearLR(o, 0.5, 1.0, 0), "LinearLR, with total_iters=0"),
+        (
+            lambda o: schedulers.ChainedScheduler([KNOWN["cosine"](o), linear(o)]),
+            "CosineAnnealingLR, inside a ChainedScheduler",
+        ),
+        (
+            lambda o: schedulers.SequentialLR(o, [linear(o), schedulers.SequentialLR(o, [linear(o)], [])], [3]),
+            "SequentialLR, as a later part of a SequentialLR",
+        ),
+        (
+            moved,
+            "CosineAnnealingLR, whose rate for group 0 is 0.0.* at its step 3, but the optimizer's is 0.5: it was changed by hand",
+        ),
+        (fraction, "CosineAnnealingWarmRestarts, that was stepped by fractions"),
+        (type("Own", (schedulers.ExponentialLR,), {}), "Own, which is not known"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*epoch parameter:UserWarning")
+def test_a_scheduler_without_an_exact_twin_is_refused(make, why):
+    if isinstance(make, type):
+        make, own = (lambda o: own(o, 0.9)), make
+    net, optimizer, scheduler = two_groups(make)
+    with pytest.raises(TypeError, match=f"optimizer_to_jax: the scheduler is a {why}"):
+        pair_of(net.float()).optimizer_to_jax(optimizer, scheduler)
+
+
+def test_wrong_arguments_are_refused():
+    net, optimizer, scheduler = two_groups(KNOWN["step"])
+    pair = pair_of(net.float())
+    with pytest.raises(TypeError, match="scheduler must be a scheduler of torch.optim or a function .* got float"):
+        pair.optimizer_to_jax(optimizer, 0.1)
+    with pytest.raises(ValueError, match="steps_per_epoch must be a whole number >= 1, got 0"):
+        pair.optimizer_to_jax(optimizer, scheduler, steps_per_epoch=0)
+    other = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="the scheduler belongs to another optimizer"):
+        pair.optimizer_to_jax(other, scheduler)
