@@ -5,9 +5,9 @@ and so, silently, are the rows of the dense layer behind the flatten: the 256 nu
 order. `interop.match` finds that flatten, permutes the rows and says so in its table. The network is trained on
 scikit-learn's bundled handwritten digits in PyTorch, ported, compared, trained on in flax, and brought back.
 
-    eval apart             largest difference of the logits on the test images, of the largest logit; running statistics
+    eval apart             of the logits on the test images, largest difference of the largest logit; running statistics
     train apart            the same with the statistics of the batch
-    gradients apart        largest difference of any parameter's gradient, of the largest entry: carried back by the pair
+    gradients apart        of every parameter, largest difference of its largest entry; carried back by the pair
     accuracy: ported       on the test images: that of PyTorch
     accuracy: as it lies   the same network with the dense layer's rows as PyTorch has them: every shape fits, nothing
                            complains, most digits are misread

@@ -83,7 +83,7 @@ def embedding(module: Any, twin: Any) -> Iterator[Option | str]:
 def layer_norm(module: Any, twin: Any) -> Iterator[Option | str]:
     yield from _last_axes(module, twin)
     yield Option("epsilon", module.eps, twin.epsilon)
-    yield _fast_variance(twin)
+    yield from _fast_variance(twin)
 
 
 def rms_norm(module: Any, twin: Any) -> Iterator[Option | str]:
@@ -101,13 +101,13 @@ def group_norm(module: Any, twin: Any) -> Iterator[Option | str]:
     yield Option("num_groups", module.num_groups, groups)
     yield Option("group_size", None, None)
     yield Option("epsilon", module.eps, twin.epsilon)
-    yield _fast_variance(twin)
+    yield from _fast_variance(twin)
 
 
 def batch_norm(module: Any, twin: Any) -> Iterator[Option | str]:
     yield Option("axis", (-1,), _axes(twin.axis))
     yield Option("epsilon", module.eps, twin.epsilon)
-    yield _fast_variance(twin)
+    yield from _fast_variance(twin)
     if module.momentum is None:
         why = "PyTorch averages over all batches alike, by num_batches_tracked; flax has no such average"
         yield Option("momentum", None, twin.momentum, why)
@@ -127,7 +127,11 @@ def attention(module: Any, twin: Any) -> Iterator[Option | str]:
     yield Option("decode", False, bool(twin.decode))
     if not module.batch_first:
         yield "batch_first=False: PyTorch attends over the first axis, flax over the last but one; swap them"
-    if type(twin).__module__.startswith("flax.nnx") and module.out_proj.weight.dtype == torch.float64:
+    default = inspect.signature(type(twin).__init__).parameters["attention_fn"].default
+    yield Option("attention_fn", None, None)
+    if twin.attention_fn is not default:
+        yield f"attention_fn is {getattr(twin.attention_fn, '__name__', twin.attention_fn)}, which is not looked into"
+    elif type(twin).__module__.startswith("flax.nnx") and module.out_proj.weight.dtype == torch.float64:
         if twin.dropout_rate == 0.0:
             yield "nnx's attention_fn takes the softmax in float32, also of float64 (jax.nn.dot_product_attention)"
     yield "boolean masks: True blocks in PyTorch, True keeps in flax; pass the opposite"
@@ -212,9 +216,13 @@ def _padding(needed: Any, same: bool, why: str, twin: Any) -> Option:
     return Option("padding", needed, needed if same else twin.padding, why)
 
 
-def _fast_variance(twin: Any) -> Option:
-    why = "mean(x**2) - mean(x)**2 has no correct digits where the mean is large beside the deviation (in float32)"
-    return Option("use_fast_variance", False, twin.use_fast_variance, why)
+def _fast_variance(twin: Any) -> Iterator[Option | str]:
+    yield Option("use_fast_variance", None, None)  # the same function
+    if twin.use_fast_variance:
+        yield (
+            "use_fast_variance=True: flax takes mean(x**2) - mean(x)**2, of which float32 keeps no correct digit where "
+            "the mean is large beside the deviation; False computes it as PyTorch does"
+        )
 
 
 def _last_axes(module: Any, twin: Any) -> Iterator[Option]:

@@ -200,10 +200,11 @@ class _Match:
         rows: list[Row] = []
         differences: list[str] = []
         notes: list[str] = []
+        remarks: dict[str, list[str]] = {}  # what holds for all such pairs, and the layers it was said of
         fed: dict[str, tuple[str, ...]] = {}
         seen: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
         for ours, theirs, by in pairs:
-            for link, also in self._links(ours, theirs, by, behind, differences, notes):
+            for link, also in self._links(ours, theirs, by, behind, differences, remarks):
                 first = tuple(self.first[name] for name in link.torch)
                 link = replace(link, torch=first)
                 if (first, link.jax) in seen:  # tied on both sides
@@ -218,6 +219,7 @@ class _Match:
                     fed[name] = first
                 rows.append(self._row(link, by, also))
         self._check_leaves(everything, pairs, rows)
+        notes += [f"{_some(names)}: {text}" for text, names in remarks.items()]
         if pairing.counted:
             notes.append(
                 f"{', '.join(pairing.counted)}: paired by linen's numbers, which count constructions: in "
@@ -257,7 +259,7 @@ class _Match:
         by: str,
         behind: Mapping[str, _flatten.Channels],
         differences: list[str],
-        notes: list[str],
+        remarks: dict[str, list[str]],
     ) -> Iterable[tuple[Link, str]]:
         """The links of a pair of layers by whole names, each with what the table has to say besides."""
         if ours.module is None:
@@ -279,7 +281,10 @@ class _Match:
             about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}: "
             unavoidable = _unavoidable(ours.module, twin)
             for text in rules.differences(ours.module, twin):
-                (notes if text in unavoidable else differences).append(about + text)
+                if text in unavoidable:
+                    remarks.setdefault(text, []).append(ours.name or "the model")
+                else:
+                    differences.append(about + text)
         beside = behind.get(ours.name, _flatten.Channels(None))
         for link in links:
             also = link.note
@@ -323,8 +328,7 @@ class _Match:
             if ours != theirs:
                 found.setdefault((ours, theirs), []).append(row.link.torch[0])
         for (ours, theirs), names in found.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            notes.append(f"{names[0]}{more}: {ours} in PyTorch, {theirs} in flax; values do not cross until they agree")
+            notes.append(f"{_some(names)}: {ours} in PyTorch, {theirs} in flax; values keep their own")
 
     def _kept(self, rows: list[Row], notes: list[str]) -> dict[str, Any]:
         """What has no twin, as it is now."""
@@ -364,6 +368,10 @@ def _unavoidable(module: Any, twin: Any) -> set[str]:
     """What differs in all such pairs, or has no option on the flax side: remarks of a rule that are no options."""
     said = rules.rule_of(module).options
     return {text for layer in _options._with_cells(twin) for text in said(module, layer) if isinstance(text, str)}
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _same(x: Any) -> tuple[Any]:

@@ -96,27 +96,28 @@ class Pair:
         Returns:
             What `match` was given as, with the values of the source, in their dtypes: linen variables, the tree of
             parameters, or an `nnx.State` of the parameters and batch statistics, for `nnx.update(model, state)`.
-            Copies; nothing is shared.
+            Copies; nothing is shared, and nothing is converted.
 
         Raises:
-            ValueError: a missing or additional array; a shape or a dtype other than that of the other side.
+            ValueError: a missing or additional array; another shape; a dtype that neither the model nor the flax side
+                has for it.
             TypeError: a leaf that holds no values, or a traced one, or no array.
             RuntimeError: inside `torch.func` transformations, `torch.compile` or `jax.jit`.
         """
         where = "pair.to_jax"
         values = self._state(where, source)
         dtypes = {name: checked(where, _leaf(name), x) for name, x in values.items()}
+        now = self._dtypes()
         for link in self.links:
             for name in link.torch:
                 _check_shape(where, name, values[name], self.torch.forms[name].shape)
-                for theirs in link.jax:
-                    wanted = self.flax.forms[theirs].dtype
-                    if dtypes[name] != wanted:
-                        raise ValueError(
-                            f"{where}: {_leaf(name)} is {dtypes[name]}, but {theirs!r} of the flax side is {wanted}; "
-                            f"convert the model, net.to(torch.{wanted}), or match a flax side of {dtypes[name]} "
-                            "(param_dtype, or jax.tree.map)"
-                        )
+                wanted = [now[name], *(self.flax.forms[theirs].dtype for theirs in link.jax)]
+                if dtypes[name] not in wanted or _category(dtypes[name]) != _category(wanted[-1]):
+                    raise ValueError(
+                        f"{where}: {_leaf(name)} is {dtypes[name]}, but {now[name]} in the PyTorch model and "
+                        f"{wanted[-1]} on the flax side ({link.jax[-1]!r}); convert it explicitly, "
+                        f"x.to(torch.{now[name]})"
+                    )
                 refuse_narrowing(where, _leaf(name), dtypes[name])
         new: dict[str, Any] = {}
         for link in self.links:
@@ -128,29 +129,33 @@ class Pair:
         """The values of the flax side as a state dict.
 
         Args:
-            source: linen variables, a tree of parameters, an nnx module or an `nnx.State`: the leaves that `match` saw.
+            source: linen variables, a tree of parameters, an nnx module or an `nnx.State`: the leaves that `match` saw;
+                or what `interop.load` read of them, by dotted names as well.
 
         Returns:
             A dict for `net.load_state_dict(...)`, with every name: tied arrays under all of theirs, and what flax does
             not hold (`num_batches_tracked`, arrays that `rename` left out) as it was when the pair was made.
 
         Raises:
-            ValueError: a missing or additional leaf; a shape or a dtype other than that of the other side; leaves that
-                are one tied array in PyTorch and have different values.
+            ValueError: a missing or additional leaf; another shape; a dtype other than the model's, into which
+                `load_state_dict` would round it (flax's float32 statistics may go to a float64 model); leaves that are
+                one tied array in PyTorch and have different values.
             TypeError: a leaf that holds no values, or a traced one, or no array.
             RuntimeError: inside `torch.func` transformations or `torch.compile`.
         """
         where = "pair.to_torch"
         values = self._leaves(where, source, self.flax.forms)
+        now = self._dtypes()
         for link in self.links:
             for name in link.jax:
                 for ours in link.torch:
-                    wanted = self.torch.forms[ours].dtype
-                    if values[name].dtype != wanted:
+                    have, wanted = values[name].dtype, now[ours]
+                    widened = have == self.flax.forms[name].dtype and np.can_cast(have, wanted, "safe")
+                    if have != wanted and not (widened and _category(have) == _category(wanted)):
                         raise ValueError(
-                            f"{where}: {_leaf(name)} is {values[name].dtype}, but {ours!r} of the PyTorch side is "
-                            f"{wanted}; convert it explicitly, jax.tree.map(lambda x: x.astype(jnp.{wanted}), tree), "
-                            f"or match a model of that dtype, net.to(torch.{values[name].dtype})"
+                            f"{where}: {_leaf(name)} is {have}, but {ours!r} of the PyTorch model is {wanted}; convert "
+                            f"it explicitly, jax.tree.map(lambda x: x.astype(jnp.{wanted}), tree), or the model, "
+                            f"net.to(torch.{have})"
                         )
         new: dict[str, Tensor] = {}
         for link in self.links:
@@ -300,6 +305,13 @@ class Pair:
 
     # --- plumbing ---
 
+    def _dtypes(self) -> dict[str, np.dtype[Any]]:
+        """Of the PyTorch model's arrays as they are now: it may have been converted since it was matched."""
+        state = self.net.state_dict()
+        return {
+            name: form_of(state[name]).dtype if name in state else form.dtype for name, form in self.torch.forms.items()
+        }
+
     def _leaves_of(self, name: str) -> list[str]:
         """The leaves of the flax side that a PyTorch array goes to."""
         return [leaf for link in self.links if name in link.torch for leaf in link.jax]
@@ -339,7 +351,7 @@ class Pair:
 
     def _leaves(self, where: str, source: Any, forms: Mapping[str, Form]) -> dict[str, Any]:
         """The leaves of a tree of the flax side, which must be those of `forms`."""
-        leaves = _flax.read(where, source).leaves
+        leaves = _flax.read(where, _nested(source)).leaves
         missing = [name for name in forms if name not in leaves]
         more = [name for name in leaves if name not in forms]
         if missing:
@@ -412,6 +424,20 @@ class Pair:
             )
 
 
+def _nested(source: Any) -> Any:
+    """Nested dicts of a flat one with dotted names, as safetensors holds it; anything else as it is."""
+    if type(source) is not dict or not any("." in name for name in source if isinstance(name, str)):
+        return source
+    nested: dict[str, Any] = {}
+    for name, x in source.items():
+        *above, own = name.split(".")
+        node = nested
+        for part in above:
+            node = node.setdefault(part, {})
+        node[own] = x
+    return nested
+
+
 def _leaf(name: str) -> str:
     return f"the leaf {name!r}"
 
@@ -423,6 +449,11 @@ def _some(names: list[str]) -> str:
 def _refuse_object(where: str, name: str, x: Any) -> None:
     if not isinstance(x, (Tensor, jax.Array, np.ndarray, np.generic)):
         raise TypeError(f"{where}: {_leaf(name)} is a {type(x).__module__}.{type(x).__name__}, not an array")
+
+
+def _category(dtype: np.dtype[Any]) -> str:
+    """Bool, integers, floats or complex numbers; ml_dtypes' floats are of NumPy's kind V."""
+    return {"b": "bool", "i": "integer", "u": "integer", "c": "complex"}.get(dtype.kind, "float")
 
 
 def _check_shape(where: str, name: str, x: Any, shape: tuple[int, ...]) -> None:

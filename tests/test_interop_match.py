@@ -962,7 +962,7 @@ def test_sources_are_checked_as_a_whole_and_by_name(x64):
         (
             ValueError,
             state_with(fc_bias=torch.ones(4).double()),
-            r"'fc.bias' is float64, but 'fc.bias' of the flax.*\.to",
+            r"'fc.bias' is float64, but float32 in the PyTorch model and float32 on the flax side \('fc.bias'\)",
         ),
         (ValueError, state_with(fc_bias=torch.ones(2, 4)), "leading axes do not cross"),
         (TypeError, state_with(fc_bias=torch.ones(4, device="meta")), "'fc.bias' is a tensor on the meta device"),
@@ -1147,3 +1147,66 @@ def test_memory_is_one_copy_beside_the_model():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment, check=True)
     assert 0.9 < float(run.stdout) < 1.5
+
+
+# ---------------------------------------------------------------------------------------------------------- dtypes
+
+
+def test_values_keep_their_dtype_and_are_never_rounded(x64):
+    """A float64 model beside flax's float32 default: values cross as they are; what would be rounded is refused."""
+    net = net_of(fc=nn.Linear(3, 4)).double()
+    net.fc.weight.data.fill_(0.1)
+    pair = interop.match(net, {"fc": dense(3, 4)})
+    assert pair.notes == ("fc.weight and 1 more: float64 in PyTorch, float32 in flax; values keep their own",)
+    with x64():
+        there = pair.to_jax(net)
+        assert there["fc"]["kernel"].dtype == np.float64 and there["fc"]["kernel"][0, 0] == 0.1
+        assert pair.to_torch(there)["fc.weight"].dtype == torch.float64
+        narrow = jax.tree.map(lambda x: x.astype(np.float32), there)
+    assert pair.to_torch(narrow)["fc.weight"].dtype == torch.float32  # which load_state_dict widens exactly
+    net.float()
+    assert pair.to_jax(net)["fc"]["kernel"].dtype == np.float32
+    with pytest.raises(ValueError, match=r"'fc\.(kernel|bias)' is float64, but .* of the PyTorch model is float32"):
+        pair.to_torch(there)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "complex64", "bfloat16"])
+def test_other_kinds_of_numbers_do_not_cross(dtype):
+    net = net_of(fc=nn.Linear(3, 4))
+    pair = interop.match(net, {"fc": dense(3, 4)})
+    state = {name: x.detach().to(getattr(torch, dtype)) for name, x in net.state_dict().items()}
+    with pytest.raises(ValueError, match=f"'fc.weight' is {dtype}, but float32 in the PyTorch model"):
+        pair.to_jax(state)
+    with pytest.raises(ValueError, match=f"'fc.bias' is {dtype}, but 'fc.bias' of the PyTorch model is float32"):
+        pair.to_torch({"fc": {"kernel": np.zeros((3, 4), np.float32), "bias": interop.to_jax(state["fc.bias"])}})
+
+
+# ---------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".msgpack"])
+def test_models_cross_by_files(tmp_path, ending):
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    variables = {
+        "params": {
+            "Dense_0": dense(3, 4),
+            "BatchNorm_0": {k: np.ones(4, "f") for k in ("scale", "bias")},
+            "Dense_1": dense(4, 2),
+        },
+        "batch_stats": {"BatchNorm_0": {k: np.ones(4, "f") for k in ("mean", "var")}},
+    }
+    pair = interop.match(net, variables)
+    interop.save(tmp_path / f"net{ending}", net.state_dict())
+    ported = pair.to_jax(interop.load(tmp_path / f"net{ending}"))
+    interop.save(tmp_path / f"flax{ending}", ported)
+    state = pair.to_torch(interop.load(tmp_path / f"flax{ending}"))
+    assert state.keys() == net.state_dict().keys()
+    for name, x in net.state_dict().items():
+        assert torch.equal(state[name], x), name
+    file = tmp_path / f"broken{ending}"
+    interop.save(file, {"params": ported["params"]})
+    with pytest.raises(ValueError, match="lacks 'batch_stats.BatchNorm_0.mean'"):
+        pair.to_torch(interop.load(file))
+    interop.save(file, {**ported, "batch_stats": {**ported["batch_stats"], "more": {"mean": np.ones(2)}}})
+    with pytest.raises(ValueError, match="'batch_stats.more.mean', which the flax side that was matched has not"):
+        pair.to_torch(interop.load(file))
