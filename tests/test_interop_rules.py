@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from interop import rules
@@ -537,6 +539,11 @@ def test_directions_in_an_order_of_their_own_are_told_by_their_names() -> None:
         ("weight_ih_l0", "forward_rnn.cell.dense_i.kernel"),
         ("weight_ih_l0_reverse", "backward_rnn.cell.dense_i.kernel"),
     }
+    shapes = {f"{way}.0.{k}": shape for way in ("backward", "forward") for k, shape in cell.items()}
+    assert not rules.fits(nn.LSTM(4, 4, num_layers=2), shapes)  # two directions are not two layers
+    shapes = {f"feedforward.LSTM_{i}.{k}": shape for i in range(2) for k, shape in cell.items()}
+    notes = [one.note for one in rules.links_of(nn.LSTM(4, 4, bidirectional=True), shapes) if one.note]
+    assert notes == ["feedforward.LSTM_1 taken for the reverse direction by its place, its name does not tell"]
     layers = {f"layer_{i}.{k}": shape for i in range(11) for k, shape in cell.items()}
     links = rules.links_of(nn.LSTM(4, 4, num_layers=11), layers)
     assert all(one.jax[0].startswith(f"layer_{i // 3}.") for i, one in enumerate(links))  # layer_2 before layer_10
@@ -672,6 +679,34 @@ def test_a_slope_for_each_channel_needs_a_layer_that_has_them() -> None:
     (link,) = rules.links_of(nn.PReLU(3), {"negative_slope": (3,)})
     assert link.torch == ("weight",) and rules.leaves_of(nn.PReLU(3)) == [{"negative_slope": (3,)}]
     assert rules.leaves_of(nn.PReLU()) == [{"negative_slope": ()}, {"negative_slope": (1,)}]
+
+
+@settings(max_examples=8)
+@given(st.data())
+def test_convolutions_of_any_options(data: st.DataObject) -> None:
+    """Of one axis, which is enough to mix up sizes; padded at the edge only or beyond the kernel."""
+    draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    k, s, d, groups = draw(1, 4), draw(1, 3), draw(1, 2), draw(1, 2)
+    i, o = groups * draw(1, 2), groups * draw(1, 2)
+    span = d * (k - 1) + 1
+    cases = [
+        conv(1, i, o, kernel_size=k, stride=s, dilation=d, groups=groups, padding=draw(0, 3), size=span + draw(0, 3))
+    ]
+    extra = draw(0, max(s, d) - 1)
+    cases += [
+        conv_transpose(1, i, o, k, s, draw(0, min(span - 1, 2)), extra, d, transpose_kernel=data.draw(st.booleans()))
+    ]
+    with jax.enable_x64(True):
+        for case in cases:
+            module, twin, (x,) = case.torch().double(), Twin(case, "linen"), case.draw()
+            ours = drawn(shapes_of(module))
+            module.load_state_dict({name: torch.tensor(value) for name, value in ours.items()})
+            theirs = across(rules.links_of(module, twin.shapes, twin.layer), ours, "jax")
+            y, _ = twin(
+                {name: jnp.asarray(value) for name, value in theirs.items()}, (jnp.asarray(case.to_flax(x)),), True
+            )
+            assert_close(case.to_flax(module(torch.tensor(x)).detach().numpy()), y, "output")
+            assert rules.differences(module, twin.layer) == []
 
 
 def test_what_flax_does_not_have_is_said_with_the_reason() -> None:
