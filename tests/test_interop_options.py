@@ -211,7 +211,13 @@ def test_what_else_a_layer_does_is_said() -> None:
     class Renamed(linen.Dense):
         pass
 
+    class Short(nnx.Linear):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            super().__init__(3, 4, precision="highest", rngs=rngs)
+
     module = nn.Linear(3, 4)
+    (said,) = rules.differences(module, nnx.eval_shape(lambda: Short(nnx.Rngs(0))))
+    assert said == "Short.precision is 'highest', of which PyTorch's layer has nothing"
     assert "Noisy is not flax's own layer" in rules.differences(module, Noisy(4))[0]
     assert rules.differences(module, Renamed(4)) == [] == rules.differences(module, None)
     module.register_forward_hook(print)
