@@ -1,12 +1,12 @@
 """`match`: the layers of a PyTorch model and those of a flax one, paired without a guess."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import _flatten, _flax, _layers, _options, _renames, rules
+from . import _fit, _flatten, _flax, _layers, _options, _renames, rules
 from ._layers import Flax, Node, Torch
 from ._names import Path
 from ._pairing import Pairing
@@ -57,8 +57,8 @@ def match(
             for a dense layer whose output is made an image of 64 channels.
         strict: whether options that make two layers compute different functions although their arrays fit, such as the
             epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
-            of a bound linen module defines. If not strict, they are among `pair.notes`, as is what flax has no option
-            for (its batch norm keeps the biased variance).
+            of a bound linen module defines. If not strict, they are among `pair.notes`, as is always what flax has no
+            option for (its batch norm keeps the biased variance) and what is only rounding (`use_fast_variance`).
 
     Returns:
         The pair.
@@ -198,12 +198,11 @@ class _Match:
         pairs = sorted(pairing.pairs, key=lambda found: position[found[0]])
         behind = _flatten.channels([item for item in everything if item.module is not None], self.flatten)
         rows: list[Row] = []
-        differences: list[str] = []
-        notes: list[str] = []
+        said = _Said()
         fed: dict[str, tuple[str, ...]] = {}
         seen: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
         for ours, theirs, by in pairs:
-            for link, also in self._links(ours, theirs, by, behind, differences, notes):
+            for link, also in self._links(ours, theirs, by, behind, said):
                 first = tuple(self.first[name] for name in link.torch)
                 link = replace(link, torch=first)
                 if (first, link.jax) in seen:  # tied on both sides
@@ -218,6 +217,10 @@ class _Match:
                     fed[name] = first
                 rows.append(self._row(link, by, also))
         self._check_leaves(everything, pairs, rows)
+        notes = [
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+            for text, names in said.remarks.items()
+        ]
         if pairing.counted:
             notes.append(
                 f"{', '.join(pairing.counted)}: paired by linen's numbers, which count constructions: in "
@@ -227,10 +230,10 @@ class _Match:
         self._note_ties(rows, notes)
         self._note_dtypes(rows, notes)
         kept = self._kept(rows, notes)
-        if differences and strict:
+        if said.differences and strict:
             raise ValueError(
                 "match: the arrays fit, but these layers compute different functions (strict=False only notes it):\n  "
-                + "\n  ".join(differences)
+                + "\n  ".join(said.differences)
             )
         parameters = tuple(name for name, _ in self.net.named_parameters())
         forms = {name: form_of(x) for name, x in self.state.items() if isinstance(x, Tensor)}
@@ -238,7 +241,7 @@ class _Match:
         return Pair(
             tuple(row.link for row in rows),
             parameters,
-            (*notes, *differences),
+            (*notes, *said.differences),
             self.net,
             TorchSide(forms, self.first, kept, frozenset(parameters)),
             FlaxSide(
@@ -256,8 +259,7 @@ class _Match:
         theirs: Flax,
         by: str,
         behind: Mapping[str, _flatten.Channels],
-        differences: list[str],
-        notes: list[str],
+        said: "_Said",
     ) -> Iterable[tuple[Link, str]]:
         """The links of a pair of layers by whole names, each with what the table has to say besides."""
         if ours.module is None:
@@ -276,10 +278,13 @@ class _Match:
         except rules.Mismatch as error:
             raise ValueError(f"match: {ours} and {theirs}: {error}") from error
         if twin is not None:
-            about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}: "
-            unavoidable = _unavoidable(ours.module, twin)
+            about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}"
+            remarks = _remarks(ours.module, twin)
             for text in rules.differences(ours.module, twin):
-                (notes if text in unavoidable else differences).append(about + text)
+                if text in remarks:
+                    said.remarks.setdefault(text, []).append(about)
+                else:
+                    said.differences.append(f"{about}: {text}")
         beside = behind.get(ours.name, _flatten.Channels(None))
         for link in links:
             also = link.note
@@ -360,10 +365,22 @@ def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) 
     return _flatten.permuted(link, _flatten.Channels(rows, columns)), ", ".join(said)
 
 
-def _unavoidable(module: Any, twin: Any) -> set[str]:
-    """What differs in all such pairs, or has no option on the flax side: remarks of a rule that are no options."""
-    said = rules.rule_of(module).options
-    return {text for layer in _options._with_cells(twin) for text in said(module, layer) if isinstance(text, str)}
+@dataclass
+class _Said:
+    """What rules say of the options of twins: faults, one by one, and remarks with the layers that they are about."""
+
+    differences: list[str] = field(default_factory=list)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _remarks(module: Any, twin: Any) -> set[str]:
+    """What is no other function, or has no option on the flax side: what differs in all such pairs, and rounding."""
+    rule = rules.rule_of(module)
+    if not _fit.is_twin(rule.twins, twin):
+        return set()
+    layers = _options._with_cells(twin)
+    remarks = {text for layer in layers for text in rule.options(module, layer) if isinstance(text, str)}
+    return remarks | {text for text in rules.differences(module, twin) if ".use_fast_variance is" in text}
 
 
 def _same(x: Any) -> tuple[Any]:

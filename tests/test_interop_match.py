@@ -992,7 +992,7 @@ def test_sources_are_checked_as_a_whole_and_by_name(x64):
         pair.to_torch({**values, "more": values["fc"]})
     with pytest.raises(TypeError, match="a traced array of jax.jit"):
         jax.jit(lambda values: pair.to_torch(values)["fc.weight"].numpy())(values)
-    with pytest.raises(TypeError, match="traced tensor of torch.func.vmap"):
+    with pytest.raises(RuntimeError, match="called inside torch.func.vmap"):
         torch.func.vmap(lambda x: pair.to_jax({**state, "fc.bias": x}) and x)(torch.ones(2, 4))
     with pytest.raises(RuntimeError, match="called while JAX traces a function"):
         jax.jit(lambda x: (pair.to_jax(net), x)[1])(1.0)

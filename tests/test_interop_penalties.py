@@ -2,13 +2,11 @@
 
 import flax.linen as fnn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import funcreg.jax as frj
 import funcreg.torch as frt
 from cases import CASES, STEP
 from funcreg import interop
