@@ -1,12 +1,12 @@
 """`match`: the layers of a PyTorch model and those of a flax one, paired without a guess."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import _flatten, _flax, _layers, _options, _renames, rules
+from . import _fit, _flatten, _flax, _layers, _options, _renames, rules
 from ._layers import Flax, Node, Torch
 from ._names import Path
 from ._pairing import Pairing
@@ -57,8 +57,8 @@ def match(
             for a dense layer whose output is made an image of 64 channels.
         strict: whether options that make two layers compute different functions although their arrays fit, such as the
             epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
-            of a bound linen module defines. If not strict, they are among `pair.notes`, as is what flax has no option
-            for (its batch norm keeps the biased variance).
+            of a bound linen module defines. If not strict, they are among `pair.notes`, as is always what flax has no
+            option for (its batch norm keeps the biased variance) and what is only rounding (`use_fast_variance`).
 
     Returns:
         The pair.
@@ -133,7 +133,7 @@ class _Match:
                 pairing.solve([node], [partner])
         pairing.solve([ours], [theirs])
         _refuse_unpaired(pairing)
-        _refuse_crossed_names(pairing, list(theirs.items()))
+        _refuse_crossed(pairing)
         return self._result(pairing, everything, strict)
 
     # --- rename ---
@@ -198,13 +198,11 @@ class _Match:
         pairs = sorted(pairing.pairs, key=lambda found: position[found[0]])
         behind = _flatten.channels([item for item in everything if item.module is not None], self.flatten)
         rows: list[Row] = []
-        differences: list[str] = []
-        notes: list[str] = []
-        remarks: dict[str, list[str]] = {}  # what holds for all such pairs, and the layers it was said of
+        said = _Said()
         fed: dict[str, tuple[str, ...]] = {}
         seen: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
         for ours, theirs, by in pairs:
-            for link, also in self._links(ours, theirs, by, behind, differences, remarks):
+            for link, also in self._links(ours, theirs, by, behind, said):
                 first = tuple(self.first[name] for name in link.torch)
                 link = replace(link, torch=first)
                 if (first, link.jax) in seen:  # tied on both sides
@@ -218,8 +216,11 @@ class _Match:
                         )
                     fed[name] = first
                 rows.append(self._row(link, by, also))
-        self._check_leaves(everything, pairs, rows)
-        notes += [f"{_some(names)}: {text}" for text, names in remarks.items()]
+        self._check_fed(rows)
+        notes = [
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+            for text, names in said.remarks.items()
+        ]
         if pairing.counted:
             notes.append(
                 f"{', '.join(pairing.counted)}: paired by linen's numbers, which count constructions: in "
@@ -229,10 +230,10 @@ class _Match:
         self._note_ties(rows, notes)
         self._note_dtypes(rows, notes)
         kept = self._kept(rows, notes)
-        if differences and strict:
+        if said.differences and strict:
             raise ValueError(
                 "match: the arrays fit, but these layers compute different functions (strict=False only notes it):\n  "
-                + "\n  ".join(differences)
+                + "\n  ".join(said.differences)
             )
         parameters = tuple(name for name, _ in self.net.named_parameters())
         forms = {name: form_of(x) for name, x in self.state.items() if isinstance(x, Tensor)}
@@ -240,7 +241,7 @@ class _Match:
         return Pair(
             tuple(row.link for row in rows),
             parameters,
-            (*notes, *differences),
+            (*notes, *said.differences),
             self.net,
             TorchSide(forms, self.first, kept, frozenset(parameters)),
             FlaxSide(
@@ -258,8 +259,7 @@ class _Match:
         theirs: Flax,
         by: str,
         behind: Mapping[str, _flatten.Channels],
-        differences: list[str],
-        remarks: dict[str, list[str]],
+        said: "_Said",
     ) -> Iterable[tuple[Link, str]]:
         """The links of a pair of layers by whole names, each with what the table has to say besides."""
         if ours.module is None:
@@ -278,13 +278,13 @@ class _Match:
         except rules.Mismatch as error:
             raise ValueError(f"match: {ours} and {theirs}: {error}") from error
         if twin is not None:
-            about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}: "
-            unavoidable = _unavoidable(ours.module, twin)
+            about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}"
+            remarks = _remarks(ours.module, twin)
             for text in rules.differences(ours.module, twin):
-                if text in unavoidable:
-                    remarks.setdefault(text, []).append(ours.name or "the model")
+                if text in remarks:
+                    said.remarks.setdefault(text, []).append(about)
                 else:
-                    differences.append(about + text)
+                    said.differences.append(f"{about}: {text}")
         beside = behind.get(ours.name, _flatten.Channels(None))
         for link in links:
             also = link.note
@@ -297,28 +297,29 @@ class _Match:
         ours = tuple(tuple(self.state[name].shape) for name in link.torch)
         return Row(link, ours, tuple(self.side.leaves[name].shape for name in link.jax), by, also)
 
-    def _check_leaves(self, everything: list[Torch], pairs: Iterable[Any], rows: list[Row]) -> None:
-        """Every leaf of the flax side is fed, every array of a paired layer crosses."""
+    def _check_fed(self, rows: list[Row]) -> None:
         fed = {name for row in rows for name in row.link.jax}
         empty = [name for name in self.side.leaves if name not in fed]
         if empty:
             raise ValueError(f"match: no array of the PyTorch side feeds the flax leaves {', '.join(empty)}")
 
     def _note_ties(self, rows: list[Row], notes: list[str]) -> None:
-        leaves: dict[str, list[str]] = {}
+        names: dict[str, list[str]] = {}
+        for name, first in self.first.items():
+            names.setdefault(first, []).append(name)
+        links: dict[str, list[Link]] = {}
         for row in rows:
             for name in row.link.torch:
-                leaves.setdefault(name, []).extend(row.link.jax)
-        for name in dict.fromkeys(self.first.values()):
-            names = [other for other, first in self.first.items() if first == name]
-            links = [row for row in rows if name in row.link.torch]
-            if len(names) > 1 and len(links) == 1:
-                notes.append(f"{' = '.join(names)} are tied, and are one in flax: {', '.join(leaves[name])}")
-            elif len(links) > 1:
+                links.setdefault(name, []).append(row.link)
+        for name, found in links.items():
+            leaves = [leaf for link in found for leaf in link.jax]
+            if len(found) > 1:
                 notes.append(
-                    f"{' = '.join(names)} are tied in PyTorch but not in flax: {' and '.join(leaves[name])} get the "
+                    f"{' = '.join(names[name])} are tied in PyTorch but not in flax: {' and '.join(leaves)} get the "
                     "same values; gradients and optimizer state do not cross"
                 )
+            elif len(names[name]) > 1:
+                notes.append(f"{' = '.join(names[name])} are tied, and are one in flax: {', '.join(leaves)}")
 
     def _note_dtypes(self, rows: list[Row], notes: list[str]) -> None:
         found: dict[tuple[str, str], list[str]] = {}
@@ -328,7 +329,8 @@ class _Match:
             if ours != theirs:
                 found.setdefault((ours, theirs), []).append(row.link.torch[0])
         for (ours, theirs), names in found.items():
-            notes.append(f"{_some(names)}: {ours} in PyTorch, {theirs} in flax; values keep their own")
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            notes.append(f"{names[0]}{more}: {ours} in PyTorch, {theirs} in flax; values keep their own")
 
     def _kept(self, rows: list[Row], notes: list[str]) -> dict[str, Any]:
         """What has no twin, as it is now."""
@@ -364,14 +366,22 @@ def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) 
     return _flatten.permuted(link, _flatten.Channels(rows, columns)), ", ".join(said)
 
 
-def _unavoidable(module: Any, twin: Any) -> set[str]:
-    """What differs in all such pairs, or has no option on the flax side: remarks of a rule that are no options."""
-    said = rules.rule_of(module).options
-    return {text for layer in _options._with_cells(twin) for text in said(module, layer) if isinstance(text, str)}
+@dataclass
+class _Said:
+    """What rules say of the options of twins: faults, one by one, and remarks with the layers that they are about."""
+
+    differences: list[str] = field(default_factory=list)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
 
 
-def _some(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+def _remarks(module: Any, twin: Any) -> set[str]:
+    """What is no other function, or has no option on the flax side: what differs in all such pairs, and rounding."""
+    rule = rules.rule_of(module)
+    if not _fit.is_twin(rule.twins, twin):
+        return set()
+    layers = _options._with_cells(twin)
+    remarks = {text for layer in layers for text in rule.options(module, layer) if isinstance(text, str)}
+    return remarks | {text for text in rules.differences(module, twin) if ".use_fast_variance is" in text}
 
 
 def _same(x: Any) -> tuple[Any]:
@@ -484,15 +494,11 @@ def _why_not(ours: Torch, theirs: Flax) -> str:
     return ""
 
 
-def _refuse_crossed_names(pairing: Pairing, theirs: list[Flax]) -> None:
-    """Two layers of one meaningful name whose shapes keep them apart, while others have taken their places."""
-    from ._names import label, roles
-
-    by_label = {label(y.path): y for y in theirs if y.path and roles(y.path[-1:])}
-    for ours, partner, by in pairing.pairs:
-        twin = by_label.get(label(ours.path)) if ours.path else None
-        if by != "rename" and twin is not None and twin is not partner and not partner.repeats:
-            raise ValueError(
-                f"match: {ours} fits {partner} by its arrays, but has the name of {twin}; one of the models may be "
-                f"wrong; rename={{{ours.name!r}: {partner.name!r}}} says that this is meant"
-            )
+def _refuse_crossed(pairing: Pairing) -> None:
+    """Nodes with the name of another one, from which their shapes keep them apart."""
+    for ours, partner, namesake in pairing.crossed:
+        text = f"{ours.item or _named(ours)} fits {partner.item or _named(partner)} by its arrays"
+        raise ValueError(
+            f"match: {text}, but has the name of {'.'.join(namesake)}; one of the models may be wrong; "
+            f"rename={{{_named(ours)!r}: {_named(partner)!r}}} says that this is meant"
+        )

@@ -611,6 +611,11 @@ REFUSED = {
         net_of(enc=nn.Linear(3, 4), dec=nn.Linear(4, 3)), {"enc": dense(4, 3), "dec": dense(3, 4)}, {},
         ("enc (Linear: kernel (3, 4), bias (4,)) fits dec", "has the name of enc", "rename={'enc': 'dec'}"),
     ),
+    "crossed containers": (
+        net_of(encoder=mlp((3, 3, 3)), decoder=mlp((3, 3, 3, 3))),
+        {"decoder": flax_squares("Dense_0", "Dense_1"), "encoder": flax_squares("Dense_0", "Dense_1", "Dense_2")}, {},
+        ("decoder fits encoder by its arrays, but has the name of decoder",),
+    ),
     "a layer too many": (squares("a"), {"Dense_0": dense(3, 3), "out": dense(3, 4)}, {}, (
         "flax     out (kernel (3, 4), bias (4,))", "no partner for 0 of the PyTorch side and 1 of the flax side",
     )),
@@ -992,7 +997,7 @@ def test_sources_are_checked_as_a_whole_and_by_name(x64):
         pair.to_torch({**values, "more": values["fc"]})
     with pytest.raises(TypeError, match="a traced array of jax.jit"):
         jax.jit(lambda values: pair.to_torch(values)["fc.weight"].numpy())(values)
-    with pytest.raises(TypeError, match="traced tensor of torch.func.vmap"):
+    with pytest.raises(RuntimeError, match="called inside torch.func.vmap"):
         torch.func.vmap(lambda x: pair.to_jax({**state, "fc.bias": x}) and x)(torch.ones(2, 4))
     with pytest.raises(RuntimeError, match="called while JAX traces a function"):
         jax.jit(lambda x: (pair.to_jax(net), x)[1])(1.0)
