@@ -1,12 +1,12 @@
 """A flatten between convolutions and dense layers: PyTorch flattens (C, H, W), flax (H, W, C).
 
 The rows of the dense kernel count in another order: PyTorch's row `c * HW + hw` is flax's row `hw * C + c`. Only the
-number of channels `C` is needed. No array shows the flatten; the order of definition does, and what it leaves open is
-refused.
+number of channels `C` is needed. No array shows the flatten: the order of definition does, and what it leaves open is
+refused. So is the way back, from a dense layer to the image that a convolution reads, unless it is given.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,141 +17,192 @@ from funcreg._selectors import matches
 from ._layers import Torch
 from .links import Arrays, Link
 
+Given = int | None | tuple[int | None, int | None]
+
 _CONVOLUTIONS = {
-    nn.Conv1d: 1, nn.ConvTranspose1d: 1, nn.Conv2d: 2, nn.ConvTranspose2d: 2, nn.Conv3d: 3, nn.ConvTranspose3d: 3
-}  # fmt: skip
-_FLAT = (nn.Linear, nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm)
-
-
+    (nn.Conv1d, nn.ConvTranspose1d): 1,
+    (nn.Conv2d, nn.ConvTranspose2d): 2,
+    (nn.Conv3d, nn.ConvTranspose3d): 3,
+}
+_NORMS = (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm)  # of what may have been flattened
 _CHANNEL_NORMS = {nn.BatchNorm2d: "num_features", nn.BatchNorm3d: "num_features", nn.GroupNorm: "num_channels"}
 
 
-class _Channels(NamedTuple):
+class Channels(NamedTuple):
+    """How many channels a layer's rows count first in PyTorch, and how many its columns; None: none."""
+
+    rows: int | None
+    columns: int | None = None
+
+
+class _Images(NamedTuple):
+    """The output of a convolution that no later one has read."""
+
     name: str
-    count: int
+    channels: int
     axes: int
 
 
-class Unclear(ValueError):
-    """Why a flatten is not known; the name of the layer in front."""
+class _Unclear(ValueError):
+    """What the order of definition leaves open, and how to say it."""
 
 
-def channels(layers: Sequence[Torch], given: Mapping[str, int | None]) -> dict[str, int]:
-    """For each layer behind a flatten the number of channels in front of it.
+def channels(layers: Sequence[Torch], given: Mapping[str, Given]) -> dict[str, Channels]:
+    """For each layer beside a flatten the channels of the image.
 
     Args:
-        layers: in the order of definition.
-        given: glob -> channels, or None for no permutation.
+        layers: with a rule, in the order of definition.
+        given: the option `flatten` of `match`.
 
     Raises:
+        TypeError: an option of another form.
         ValueError: a flatten that the order of definition leaves open, or an option that fits no layer.
     """
-    found: dict[str, int] = {}
-    problems: list[str] = []
+    options = {glob: _checked_option(glob, value) for glob, value in given.items()}
     used: set[str] = set()
-    convs: list[_Channels] = []  # since the last dense layer, without those that a later one has read
-    flattened: dict[int, int] = {}  # size -> channels: a second head may read it again
-    last_out: int | None = None
-    last = max((n for n, x in enumerate(layers) if type(x.module) in _CONVOLUTIONS), default=-1)
+    found: dict[str, Channels] = {}
+    problems: list[str] = []
+    last = max((n for n, x in enumerate(layers) if _axes(x.module)), default=-1)
+    seen = _Seen()
     for n, layer in enumerate(layers):
-        module: Any = layer.module
-        if type(module) in _CONVOLUTIONS:
-            new = _Channels(layer.name, module.out_channels, _CONVOLUTIONS[type(module)])
-            convs = [c for c in convs if c.count != module.in_channels] + [new]
-            flattened = {}
-            continue
-        if type(module) in _CHANNEL_NORMS and convs:
-            count = getattr(module, _CHANNEL_NORMS[type(module)])
-            if all(c.count != count for c in convs):  # of several that were concatenated
-                convs = [_Channels(layer.name, count, convs[-1].axes)]
-            continue
-        size = _features(module)
-        if size is None:
-            continue
-        keys = [glob for glob in given if matches(glob, layer.name)]
-        used.update(keys)
-        if keys:
-            count = given[keys[0]]
-            if count is not None and (type(module) not in _FLAT or count < 1 or size % count):
-                problems.append(f"flatten: {layer.name} has {size} features, which are no multiple of {count} channels")
-            elif count is not None:
-                found[layer.name] = flattened[size] = count
-        elif convs or size in flattened:
-            try:
-                count = _count(layer, size, convs, flattened, last_out, closed=n > last)
-            except Unclear as error:
-                problems.append(str(error))
-            else:
-                if count is not None:
-                    found[layer.name] = flattened[size] = count
-        if isinstance(module, nn.Linear) or not isinstance(module, _FLAT):
-            convs = []
-            last_out = getattr(module, "out_features", None)
-    unknown = [glob for glob in given if glob not in used]
-    if unknown:
-        problems.append(f"flatten: {unknown[0]!r} is no layer whose input could have been flattened")
+        module: Any = getattr(layer.module, "module", layer.module)  # of a cell
+        glob = next((glob for glob in options if matches(glob, layer.name)), None)
+        try:
+            if _axes(module):
+                problems += seen.convolution(layer, module)
+            elif type(module) in _CHANNEL_NORMS:
+                seen.channel_norm(layer, getattr(module, _CHANNEL_NORMS[type(module)]))
+            elif (size := _features(module)) is not None:
+                if glob is not None:
+                    used |= {glob for glob in options if matches(glob, layer.name)}
+                    answer = options[glob]
+                    _check_counts(layer, module, size, answer)
+                else:
+                    answer = Channels(seen.rows(layer, module, size, closed=n > last))
+                if answer != Channels(None):
+                    found[layer.name] = answer
+                seen.dense(layer, module, size, answer.rows, open_ended=glob is None)
+        except _Unclear as error:
+            problems.append(str(error))
+            seen.dense(layer, module, _features(module) or 0, None, open_ended=glob is None)
+    problems += [
+        f"flatten: {glob!r} is no layer that reads or writes something flattened"
+        for glob in options
+        if glob not in used
+    ]
     if problems:
         raise ValueError("match: " + "\n  ".join(problems))
     return found
 
 
+@dataclass
+class _Seen:
+    """What came before, while the layers are walked through.
+
+    Attributes:
+        images: outputs of convolutions since the last dense layer.
+        flattened: size -> channels of what was flattened since the last convolution: a second head may read it again.
+        out: the features of the last dense layer.
+        pending: dense layers and norms that may write what a convolution reads as an image, with their features.
+    """
+
+    images: list[_Images] = field(default_factory=list)
+    flattened: dict[int, int] = field(default_factory=dict)
+    out: int | None = None
+    pending: list[tuple[Torch, int]] = field(default_factory=list)
+
+    def convolution(self, layer: Torch, module: Any) -> list[str]:
+        """Notes a convolution; what is to be asked about the dense layers before it."""
+        pending, self.pending = self.pending, []
+        self.images = [image for image in self.images if image.channels != module.in_channels]
+        self.images.append(_Images(layer.name, module.out_channels, _axes(module)))
+        self.flattened = {}
+        count, asked = module.in_channels, []
+        for dense, size in pending:
+            above = dense.path[:-1]
+            near = layer.path[: len(above)] == above or above[: len(layer.path) - 1] == layer.path[:-1]
+            if near and 1 < count < size and size % count == 0:
+                norm = isinstance(dense.module, _NORMS)
+                says = f"{{{dense.name!r}: {count if norm else (None, count)}}}"
+                asked.append(
+                    f"{dense.name} gives {size} features, perhaps an image of the {count} channels that {layer.name} "
+                    f"reads; flatten={says} says so, flatten={{{dense.name!r}: None}} that they stay as they are"
+                )
+        return asked
+
+    def channel_norm(self, layer: Torch, count: int) -> None:
+        if self.images and all(image.channels != count for image in self.images):  # of several, concatenated
+            self.images = [_Images(layer.name, count, self.images[-1].axes)]
+
+    def dense(self, layer: Torch, module: Any, size: int, rows: int | None, open_ended: bool) -> None:
+        if rows is not None:
+            self.flattened[size] = rows
+        if isinstance(module, _NORMS):
+            if open_ended and self.pending and self.pending[-1][1] == size:
+                self.pending.append((layer, size))
+            return
+        self.images = []
+        self.out = getattr(module, "out_features", None)
+        self.pending = [(layer, self.out)] if open_ended and isinstance(module, nn.Linear) and self.out else []
+
+    def rows(self, layer: Torch, module: Any, size: int, closed: bool) -> int | None:
+        """The channels of what a layer reads, or None if it is not flattened.
+
+        Args:
+            layer: the layer.
+            module: it, or the module that it is a cell of.
+            size: the features that it reads.
+            closed: whether no convolution follows in the whole model.
+        """
+        name = layer.name
+        if not self.images:
+            if size not in self.flattened:
+                return None
+            if size == self.out:
+                raise _Unclear(
+                    f"{name} reads {size} features: those of the dense layer before it, or those that were flattened "
+                    f"before; {_remedy(name, self.flattened[size])}"
+                )
+            return self.flattened[size]
+        last, count, axes = self.images[-1]
+        if {image.channels for image in self.images} == {size}:
+            return None
+        perhaps = f"{name} reads {size} features, perhaps the {count} channels of {last} flattened"
+        if len(self.images) > 1:
+            several = " and ".join(f"{image.name} ({image.channels})" for image in self.images)
+            raise _Unclear(
+                f"{name} reads {size} features of one of several convolutions, {several}; {_remedy(name, count)}"
+            )
+        if size % count:
+            raise _Unclear(
+                f"{name} reads {size} features, no multiple of the {count} channels of {last}, the last convolution "
+                f"before it; {_remedy(name, None)}"
+            )
+        if not closed:
+            raise _Unclear(f"{perhaps}, but convolutions follow it; {_remedy(name, count)}")
+        if not isinstance(module, (nn.Linear, *_NORMS)):
+            kind = type(module).__name__
+            raise _Unclear(f"{perhaps}, which has no twin for a {kind}; {_remedy(name, None)}")
+        root = round((size // count) ** (1 / axes))
+        if root**axes != size // count:
+            what = "square" if axes == 2 else "cube"
+            raise _Unclear(f"{perhaps}, but {size // count} places are no {what}; {_remedy(name, count)}")
+        return count
+
+
+def _axes(module: Any) -> int:
+    """The spatial axes of a convolution; 0 for everything else."""
+    return next((n for kinds, n in _CONVOLUTIONS.items() if isinstance(module, kinds)), 0)
+
+
 def _features(module: Any) -> int | None:
     """The length of the last axis of what a layer reads, if it could have been flattened."""
-    if type(module) in (nn.LayerNorm, nn.RMSNorm):
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return module.normalized_shape[0] if len(module.normalized_shape) == 1 else None
     for name in ("in_features", "input_size", "embed_dim"):
         if isinstance(getattr(module, name, None), int):
             return getattr(module, name)
-    return module.num_features if type(module) is nn.BatchNorm1d else None
-
-
-def _count(
-    layer: Torch,
-    size: int,
-    convs: Sequence[_Channels],
-    flattened: Mapping[int, int],
-    last_out: int | None,
-    closed: bool,
-) -> int | None:
-    """The channels in front of a layer, or None if it reads them as they are, or reads a dense layer."""
-    name = layer.name
-    if not convs:
-        if size == last_out:
-            if flattened:
-                raise Unclear(
-                    f"{name} reads {size} features: those of the dense layer before it, or those that were flattened "
-                    f"before; {_remedy(name, flattened[size])}"
-                )
-            return None
-        return flattened[size]
-    last, count, axes = convs[-1]
-    if {conv.count for conv in convs} == {size}:
-        return None
-    if len(convs) > 1:
-        several = " and ".join(f"{conv.name} ({conv.count})" for conv in convs)
-        raise Unclear(f"{name} reads {size} features of one of several convolutions, {several}; {_remedy(name, count)}")
-    if size % count:
-        raise Unclear(
-            f"{name} reads {size} features, no multiple of the {count} channels of {last}, the last convolution before "
-            f"it; {_remedy(name, None)}"
-        )
-    if not closed:
-        raise Unclear(
-            f"{name} reads {size} features, perhaps the {count} channels of {last} flattened, but convolutions follow "
-            f"it; {_remedy(name, count)}"
-        )
-    if type(layer.module) not in _FLAT:
-        raise Unclear(
-            f"{name} reads {size} features, perhaps the {count} channels of {last} flattened; a "
-            f"{type(layer.module).__name__} cannot be permuted; {_remedy(name, None)}"
-        )
-    root = round((size // count) ** (1 / axes))
-    if root**axes != size // count:
-        raise Unclear(
-            f"{name} reads {size} features, perhaps the {count} channels of {last} at {size // count} places, which "
-            f"are no {'square' if axes == 2 else 'cube'}; {_remedy(name, count)}"
-        )
-    return count
+    return module.num_features if isinstance(module, nn.BatchNorm1d) else None
 
 
 def _remedy(name: str, count: int | None) -> str:
@@ -159,17 +210,45 @@ def _remedy(name: str, count: int | None) -> str:
     return f"{says}flatten={{{name!r}: None}} that its rows stay as they are"
 
 
-def permuted(link: Link, channels: int) -> Link:
-    """The link of a layer behind a flatten: the first axis of its flax arrays counts places, then channels."""
+def _checked_option(glob: Any, value: Any) -> Channels:
+    pair = value if isinstance(value, tuple) else (value, None)
+    fine = len(pair) == 2 and all(x is None or (isinstance(x, int) and x > 0 and x is not True) for x in pair)
+    if not isinstance(glob, str) or not fine:
+        raise TypeError(
+            "match: flatten must be a dict of layer names and channels (a positive int; None for none; a tuple for "
+            f"rows and columns of a dense layer), got {glob!r}: {value!r}"
+        )
+    return Channels(*pair)
+
+
+def _check_counts(layer: Torch, module: Any, size: int, answer: Channels) -> None:
+    """Refuse channels that a layer's features are no multiple of."""
+    sizes = (size, getattr(module, "out_features", 0))
+    for count, features in zip(answer, sizes, strict=True):
+        if count is not None and (features == 0 or features % count or not isinstance(module, (nn.Linear, *_NORMS))):
+            raise _Unclear(f"flatten: {layer.name} has {features} features there, no multiple of {count} channels")
+
+
+def permuted(link: Link, counts: Channels) -> Link:
+    """The link of a layer beside a flatten: its flax arrays count places first, then channels.
+
+    The rows are the first axis of a kernel and the only axis of a norm's arrays, the columns the last axis of a kernel
+    and of a bias.
+    """
+
+    def swap(x: np.ndarray, to_jax: bool) -> np.ndarray:
+        for count, axis in ((counts.rows, 0), (counts.columns, x.ndim - 1)):
+            if count is not None:
+                x = np.moveaxis(x, axis, 0)
+                split = (count, -1) if to_jax else (-1, count)
+                x = x.reshape(*split, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+                x = np.moveaxis(x, 0, axis)
+        return x
 
     def to_jax(*arrays: np.ndarray) -> Arrays:
-        return tuple(_swapped(x, (channels, -1)) for x in link.to_jax(*arrays))
+        return tuple(swap(x, True) for x in link.to_jax(*arrays))
 
     def to_torch(*arrays: np.ndarray) -> Arrays:
-        return link.to_torch(*(_swapped(x, (-1, channels)) for x in arrays))
+        return link.to_torch(*(swap(x, False) for x in arrays))
 
     return replace(link, to_jax=to_jax, to_torch=to_torch)
-
-
-def _swapped(x: np.ndarray, counts: tuple[int, int]) -> np.ndarray:
-    return x.reshape(*counts, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)

@@ -258,7 +258,8 @@ def _array(where: str, name: str, value: Any) -> Any:
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)):
         raise TypeError(
             f"{where}: the leaf {name!r} is a {type(value).__module__}.{type(value).__name__}, not an array of JAX or "
-            "NumPy and not a jax.ShapeDtypeStruct"
+            "NumPy and not a jax.ShapeDtypeStruct; of linen variables pass the collections that hold weights and "
+            "statistics: {key: variables[key] for key in ('params', 'batch_stats')}"
         )
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         raise TypeError(f"{where}: the leaf {name!r} is a PRNG key, which PyTorch has not; leave it out of the tree")

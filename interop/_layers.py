@@ -79,7 +79,9 @@ class Flax:
         return "" in self.names
 
     def __str__(self) -> str:
-        return f"{self.name} {self.shapes['']}" if self.bare else f"{self.name or 'the top'} ({brief(self.shapes)})"
+        return (
+            f"{self.names['']} {self.shapes['']}" if self.bare else f"{self.name or 'the top'} ({brief(self.shapes)})"
+        )
 
 
 @dataclass(eq=False)
@@ -98,7 +100,8 @@ class Node:
 
 
 def brief(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    text = [f"{name} {shape}" for name, shape in shapes.items()]
+    return ", ".join(text[:4]) + (f" and {len(text) - 4} more" if len(text) > 4 else "")
 
 
 def form(shapes: Mapping[str, tuple[int, ...]]) -> frozenset[tuple[str, tuple[int, ...]]]:
@@ -176,9 +179,8 @@ def _layer(
         try:
             forms = [{name: tuple(shape) for name, shape in leaves.items()} for leaves in rules.leaves_of(part)]
         except rules.Mismatch as error:
-            raise ValueError(
-                f"match: {'.'.join(path) or 'the model'}: {error}; rename={{{'.'.join(path)!r}: None}} leaves it out"
-            ) from error
+            remedy = f"; rename={{{'.'.join(path)!r}: None}} leaves it out" if path else ""
+            raise ValueError(f"match: {'.'.join(path) or 'the model'}: {error}{remedy}") from error
         below = path if len(parts) == 1 else (*path, _cell_name(part))
         item = Torch(below, part, prefix, tuple(own), forms, repeats=all(first[name] != name for name in own))
         node.children.append(Node(below, item=item))

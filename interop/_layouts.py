@@ -1,7 +1,8 @@
 """How the arrays of a PyTorch layer lie in its flax twin: the moves and alternatives of which rules are made."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -100,17 +101,21 @@ def merge_heads(heads: int) -> Move:
 
 def linear(module: Any, shapes: Shapes | None) -> list[Layout]:
     """A Dense's kernel (in, out); or a DenseGeneral's, in which the features of either side are several axes."""
+    note = ""
     names: dict[str, Any] = {"weight": ("kernel", axes(1, 0)), "bias": "bias"}
     kernel = (shapes or {}).get("kernel", ())
     if len(kernel) > 2:
         ours = module.in_features, module.out_features
         bias = (shapes or {}).get("bias")
         for n in range(1, len(kernel)):  # axes of the input
-            if ours == (np.prod(kernel[:n]), np.prod(kernel[n:])) and bias in (None, kernel[n:]):
+            if ours == (math.prod(kernel[:n]), math.prod(kernel[n:])) and bias in (None, kernel[n:]):
                 names["weight"] = "kernel", _then(axes(1, 0), reshaped(ours, kernel))
                 names["bias"] = "bias", reshaped(ours[1:], kernel[n:])
+                if n > 1:
+                    note = f"PyTorch's {ours[0]} input features taken to be in the order of flax's axes {kernel[:n]}"
                 break
-    return leaves(names)(module, None)
+    (layout,) = leaves(names)(module, None)
+    return [Layout(tuple(replace(one, note=note if "weight" in one.torch else "") for one in layout.links))]
 
 
 def normalized(names: Mapping[str, str]) -> Layouts:

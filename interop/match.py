@@ -1,14 +1,13 @@
 """`match`: the layers of a PyTorch model and those of a flax one, paired without a guess."""
 
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from . import _flatten, _flax, _layers, _renames, rules
-from ._layers import Flax, Node, Torch, brief
+from . import _fit, _flatten, _flax, _layers, _options, _renames, rules
+from ._layers import Flax, Node, Torch
 from ._names import Path
 from ._pairing import Pairing
 from ._refusals import checked
@@ -21,7 +20,7 @@ def match(
     net: nn.Module,
     flax: Any,
     rename: Mapping[str, str | None] | None = None,
-    flatten: Mapping[str, int | None] | None = None,
+    flatten: Mapping[str, _flatten.Given] | None = None,
     strict: bool = True,
 ) -> Pair:
     """Which arrays of a PyTorch model are which of a flax model, found once and used for everything that crosses.
@@ -53,11 +52,13 @@ def match(
         rename: name of a PyTorch layer, module or array, or a glob, -> the name on the flax side, or None: this has no
             partner and stays as it was. A `*` stands for one component or a part of one and is copied:
             `{"encoder": "Encoder_0", "blocks.*.attn.q": "blocks_*.attention.query", "aux": None}`.
-        flatten: name or glob of a dense layer (or of the norm before it) -> the channels in front of the flatten, or
-            None: its rows stay as they are.
+        flatten: name or glob of a dense layer, or of a norm beside it, -> the channels of the image that was flattened
+            in front of it, or None: its rows stay as they are. A tuple is for rows and columns: `{"fc": (None, 64)}`
+            for a dense layer whose output is made an image of 64 channels.
         strict: whether options that make two layers compute different functions although their arrays fit, such as the
             epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
-            of a bound linen module defines. If not strict, they are among `pair.notes`.
+            of a bound linen module defines. If not strict, they are among `pair.notes`, as is always what flax has no
+            option for (its batch norm keeps the biased variance) and what is only rounding (`use_fast_variance`).
 
     Returns:
         The pair.
@@ -102,7 +103,7 @@ class _Match:
         state: Mapping[str, Any],
         side: _flax.Side,
         rename: Mapping[str, str | None] | None,
-        flatten: Mapping[str, int | None],
+        flatten: Mapping[str, _flatten.Given],
     ) -> None:
         self.net, self.state, self.side, self.flatten = net, state, side, flatten
         by_id: dict[int, str] = {}
@@ -197,12 +198,11 @@ class _Match:
         pairs = sorted(pairing.pairs, key=lambda found: position[found[0]])
         behind = _flatten.channels([item for item in everything if item.module is not None], self.flatten)
         rows: list[Row] = []
-        differences: list[str] = []
-        notes: list[str] = []
+        said = _Said()
         fed: dict[str, tuple[str, ...]] = {}
         seen: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
         for ours, theirs, by in pairs:
-            for link, also in self._links(ours, theirs, by, behind, differences):
+            for link, also in self._links(ours, theirs, by, behind, said):
                 first = tuple(self.first[name] for name in link.torch)
                 link = replace(link, torch=first)
                 if (first, link.jax) in seen:  # tied on both sides
@@ -217,6 +217,10 @@ class _Match:
                     fed[name] = first
                 rows.append(self._row(link, by, also))
         self._check_leaves(everything, pairs, rows)
+        notes = [
+            f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+            for text, names in said.remarks.items()
+        ]
         if pairing.counted:
             notes.append(
                 f"{', '.join(pairing.counted)}: paired by linen's numbers, which count constructions: in "
@@ -226,10 +230,10 @@ class _Match:
         self._note_ties(rows, notes)
         self._note_dtypes(rows, notes)
         kept = self._kept(rows, notes)
-        if differences and strict:
+        if said.differences and strict:
             raise ValueError(
                 "match: the arrays fit, but these layers compute different functions (strict=False only notes it):\n  "
-                + "\n  ".join(differences)
+                + "\n  ".join(said.differences)
             )
         parameters = tuple(name for name, _ in self.net.named_parameters())
         forms = {name: form_of(x) for name, x in self.state.items() if isinstance(x, Tensor)}
@@ -237,8 +241,9 @@ class _Match:
         return Pair(
             tuple(row.link for row in rows),
             parameters,
-            (*notes, *differences),
-            TorchSide(forms, self.first, kept, frozenset(parameters), weakref.ref(self.net)),
+            (*notes, *said.differences),
+            self.net,
+            TorchSide(forms, self.first, kept, frozenset(parameters)),
             FlaxSide(
                 {name: form_of(leaf.value) for name, leaf in leaves.items()},
                 frozenset(name for name, leaf in leaves.items() if leaf.trained),
@@ -249,7 +254,12 @@ class _Match:
         )
 
     def _links(
-        self, ours: Torch, theirs: Flax, by: str, behind: Mapping[str, int], differences: list[str]
+        self,
+        ours: Torch,
+        theirs: Flax,
+        by: str,
+        behind: Mapping[str, _flatten.Channels],
+        said: "_Said",
     ) -> Iterable[tuple[Link, str]]:
         """The links of a pair of layers by whole names, each with what the table has to say besides."""
         if ours.module is None:
@@ -268,16 +278,18 @@ class _Match:
         except rules.Mismatch as error:
             raise ValueError(f"match: {ours} and {theirs}: {error}") from error
         if twin is not None:
-            about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}: "
-            differences += [about + text for text in rules.differences(ours.module, twin)]
-        count = behind.get(ours.name)
+            about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}"
+            remarks = _remarks(ours.module, twin)
+            for text in rules.differences(ours.module, twin):
+                if text in remarks:
+                    said.remarks.setdefault(text, []).append(about)
+                else:
+                    said.differences.append(f"{about}: {text}")
+        beside = behind.get(ours.name, _flatten.Channels(None))
         for link in links:
             also = link.note
-            if count is not None and not (isinstance(ours.module, nn.Linear) and link.jax != ("kernel",)):
-                size = theirs.shapes[link.jax[0]][0]
-                link = _flatten.permuted(link, count)
-                moved = "transposed, rows permuted" if isinstance(ours.module, nn.Linear) else "entries permuted"
-                also = f"{moved} ({count} channels x {size // count})"
+            if beside != _flatten.Channels(None):
+                link, also = _permuted(ours, theirs, link, beside)
             ours_names = tuple(ours.prefix + name for name in link.torch)
             yield replace(link, torch=ours_names, jax=tuple(theirs.names[name] for name in link.jax)), also
 
@@ -332,6 +344,45 @@ class _Match:
         return kept
 
 
+def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) -> tuple[Link, str]:
+    """The link of a layer beside a flatten, and what the table says of it."""
+    (name,) = link.jax
+    shape: Any = theirs.shapes[name]
+    dense = isinstance(ours.module, nn.Linear)
+    rows = beside.rows if not dense or name == "kernel" else None
+    columns = beside.columns if dense else None
+    if rows is None and columns is None:
+        return link, link.note
+    if len(shape) > 2:
+        raise ValueError(
+            f"match: {name} {shape} of {theirs.name} has its rows or columns on several axes, so that it "
+            f"cannot follow a flatten; flatten={{{ours.name!r}: None}} leaves them as they are"
+        )
+    said = ["transposed"] if len(shape) == 2 else []
+    for what, count, size in (("rows" if dense else "entries", rows, shape[0]), ("columns", columns, shape[-1])):
+        if count is not None:
+            said.append(f"{what} permuted ({count} channels x {size // count})")
+    return _flatten.permuted(link, _flatten.Channels(rows, columns)), ", ".join(said)
+
+
+@dataclass
+class _Said:
+    """What rules say of the options of twins: faults, one by one, and remarks with the layers that they are about."""
+
+    differences: list[str] = field(default_factory=list)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _remarks(module: Any, twin: Any) -> set[str]:
+    """What is no other function, or has no option on the flax side: what differs in all such pairs, and rounding."""
+    rule = rules.rule_of(module)
+    if not _fit.is_twin(rule.twins, twin):
+        return set()
+    layers = _options._with_cells(twin)
+    remarks = {text for layer in layers for text in rule.options(module, layer) if isinstance(text, str)}
+    return remarks | {text for text in rules.differences(module, twin) if ".use_fast_variance is" in text}
+
+
 def _same(x: Any) -> tuple[Any]:
     return (x,)
 
@@ -361,7 +412,8 @@ def _detach(root: Node, node: Node) -> None:
 
 def _refuse_unpaired(pairing: Pairing) -> None:
     text = []
-    for ours, theirs in pairing.lonely:
+    for ours, pieces in pairing.lonely:
+        theirs = _put_together(pieces)
         text.append(
             f"no partner for {len(ours)} of the PyTorch side and {len(theirs)} of the flax side (or one too many):"
         )
@@ -379,6 +431,18 @@ def _refuse_unpaired(pairing: Pairing) -> None:
         text.append(f"correct and paste: rename={{{said}}}")
     if text:
         raise ValueError("match: " + "\n".join(text))
+
+
+def _put_together(items: list[Flax]) -> list[Flax]:
+    """Bare leaves of one container as the layer that they could have been."""
+    whole: dict[Path, Flax] = {}
+    for item in items:
+        place = item.path[:-1] if item.bare and len(item.path) > 1 else item.path
+        one = whole.setdefault(place, Flax(place, {}, {}) if place != item.path else item)
+        if one is not item:
+            own = "".join(item.path[-1:])
+            one.names[own], one.shapes[own] = item.names[""], item.shapes[""]
+    return list(whole.values())
 
 
 def _named(node: Node) -> str:
@@ -425,7 +489,7 @@ def _why_not(ours: Torch, theirs: Flax) -> str:
             and all(form[n] == theirs.shapes[n][::-1] for n in other if len(form[n]) > 1)
             and all(sorted(form[n]) == sorted(theirs.shapes[n]) for n in other)
         ):
-            return f" (fits after a transpose: {brief({n: form[n] for n in sorted(other)})} is expected)"
+            return " (fits after a transpose)"
     return ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,14 +41,12 @@ class TorchSide(NamedTuple):
         first: for every name of it the first name of the same array: tied arrays have several.
         kept: what has no twin in flax, by name, as it was when the pair was made.
         trained: the first names of the parameters.
-        net: a weak reference to it: a pair keeps no array alive.
     """
 
     forms: Mapping[str, Form]
     first: Mapping[str, str]
     kept: Mapping[str, Any]
     trained: frozenset[str]
-    net: weakref.ref[nn.Module]
 
 
 class FlaxSide(NamedTuple):
@@ -70,12 +67,15 @@ class Pair:
             and dotted paths on the flax side, where a collection other than `params` is in front
             (`batch_stats.BatchNorm_0.mean`).
         parameters: the names of the PyTorch parameters, as in `named_parameters()`: tied ones once.
-        notes: what is not said by the table: tied weights, dtypes that differ, what was left out.
+        notes: what is not said by the table: tied weights, dtypes that differ, what was left out, and what differs
+            between the layers but cannot be set on the flax side.
+        net: the PyTorch model.
     """
 
     links: tuple[Link, ...]
     parameters: tuple[str, ...]
     notes: tuple[str, ...]
+    net: nn.Module = field(repr=False)
     torch: TorchSide = field(repr=False)
     flax: FlaxSide = field(repr=False)
     rows: tuple[_table.Row, ...] = field(repr=False)
@@ -84,17 +84,6 @@ class Pair:
         return _table.table(self.rows, self.notes)
 
     __repr__ = __str__
-
-    @property
-    def net(self) -> nn.Module:
-        """The PyTorch model, by whose parameters an optimizer's are known."""
-        net = self.torch.net()
-        if net is None:
-            raise ValueError(
-                "pair: the PyTorch model that was matched has been deleted, and with it the names of the optimizer's "
-                "parameters; keep it, or match again"
-            )
-        return net
 
     # --- values ---
 
@@ -120,7 +109,6 @@ class Pair:
         for link in self.links:
             for name in link.torch:
                 _check_shape(where, name, values[name], self.torch.forms[name].shape)
-                refuse_narrowing(where, _leaf(name), dtypes[name])
                 for theirs in link.jax:
                     wanted = self.flax.forms[theirs].dtype
                     if dtypes[name] != wanted:
@@ -129,6 +117,7 @@ class Pair:
                             f"convert the model, net.to(torch.{wanted}), or match a flax side of {dtypes[name]} "
                             "(param_dtype, or jax.tree.map)"
                         )
+                refuse_narrowing(where, _leaf(name), dtypes[name])
         new: dict[str, Any] = {}
         for link in self.links:
             sources = [arrays._to_host(values[name]) for name in link.torch]

@@ -1,8 +1,8 @@
 """Penalties across: `pair.penalty_to_jax` and `pair.penalty_to_torch`.
 
 A penalty crosses part by part. Its selectors are asked which parameters they select, and the part on the other side
-names their twins; a role (`weights`, `biases`, `norms`) stays one if it selects the twins there. Strengths cross as they
-are, anchors and importances with their parameters. What depends on a layout, the groups of a group lasso, is compared
+names their twins; a role (`weights`, `biases`, `norms`) stays one if it selects the twins there. Strengths stay;
+anchors and importances cross with their parameters. What depends on a layout, the groups of a group lasso, is compared
 and not translated: the partition of a parameter into groups is taken through its link, and axes are sought that cut the
 twin into the same groups.
 """
@@ -72,20 +72,21 @@ class _Way:
     sums: str
 
 
-def penalty_to_jax(pair: "Pair", penalty: Penalty) -> Penalty:
+def penalty_to_jax(pair: "Pair", penalty: Penalty) -> Any:
     """The penalty of the JAX wing that is to the flax parameters what this one is to PyTorch's."""
     if not isinstance(penalty, funcreg.torch.Penalty):
         raise TypeError(f"pair.penalty_to_jax: penalty must be one of funcreg.torch, got {_kind(penalty)}")
     ways = [_Way(link.torch, link.jax, link.to_jax, link.sums) for link in _links(pair)]
-    return _Crossing("pair.penalty_to_jax", pair, *_sides(pair), ways).penalty(penalty)
+    return _Crossing("pair.penalty_to_jax", *_sides(pair), ways).penalty(penalty)
 
 
-def penalty_to_torch(pair: "Pair", penalty: Penalty) -> Penalty:
+def penalty_to_torch(pair: "Pair", penalty: Penalty) -> Any:
     """The penalty of the PyTorch wing that is to PyTorch's parameters what this one is to flax's."""
     if not isinstance(penalty, funcreg.jax.Penalty):
         raise TypeError(f"pair.penalty_to_torch: penalty must be one of funcreg.jax, got {_kind(penalty)}")
     ways = [_Way(link.jax, link.torch, link.to_torch, link.sums) for link in _links(pair)]
-    return _Crossing("pair.penalty_to_torch", pair, *reversed(_sides(pair)), ways).penalty(penalty)
+    torch_side, jax_side = _sides(pair)
+    return _Crossing("pair.penalty_to_torch", jax_side, torch_side, ways).penalty(penalty)
 
 
 def _kind(x: Any) -> str:
@@ -108,7 +109,6 @@ def _sides(pair: "Pair") -> tuple[_Side, _Side]:
 @dataclass(frozen=True)
 class _Crossing:
     where: str
-    pair: "Pair"
     ours: _Side
     theirs: _Side
     ways: Sequence[_Way]

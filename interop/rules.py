@@ -8,16 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
+from torch import nn
 
-from . import _options, _recurrent
+from . import _fit, _options, _recurrent
 from ._layouts import (
     Layout,
     Layouts,
-    Mismatch,
-    NoRule,
     Shapes,
     attention,
     either,
@@ -28,8 +24,11 @@ from ._layouts import (
     normalized,
     slope,
 )
+from ._layouts import Mismatch as Mismatch
+from ._layouts import NoRule as NoRule
 from ._recurrent import Cell
-from .links import Link, axes
+from .links import Link as Link
+from .links import axes as axes
 from .links import link as link
 
 Module = Any  # an nn.Module, or a Cell of a recurrent one
@@ -147,21 +146,18 @@ def register(
 
     Example:
         >>> import torch
-        >>> from funcreg.interop.rules import links_of, register
-        >>> from funcreg.interop.links import axes, link
-        >>> class Scale(torch.nn.Module):
+        >>> from interop.rules import axes, link, links_of, register
+        >>> class Mix(torch.nn.Module):
         ...     def __init__(self, n):
         ...         super().__init__()
+        ...         self.weight = torch.nn.Parameter(torch.eye(n))
         ...         self.gain = torch.nn.Parameter(torch.ones(n))
         ...
         ...     def forward(self, x):
-        ...         return self.gain * x
-        >>> register(Scale, lambda module: [link("gain", "scale")])
-        >>> [(link.torch, link.jax) for link in links_of(Scale(3), {"scale": (3,)})]
-        [(('gain',), ('scale',))]
-        >>> register(torch.nn.Bilinear, lambda module: [link("weight", "kernel", axes(1, 2, 0)), link("bias", "bias")])
-        >>> links_of(torch.nn.Bilinear(2, 3, 4), {"kernel": (2, 3, 4), "bias": (4,)})[0].jax
-        ('kernel',)
+        ...         return self.gain * (x @ self.weight.T)
+        >>> register(Mix, lambda module: [link("weight", "kernel", axes(1, 0)), link("gain", "scale")])
+        >>> [(one.torch, one.jax) for one in links_of(Mix(3), {"kernel": (3, 3), "scale": (3,)})]
+        [(('weight',), ('kernel',)), (('gain',), ('scale',))]
     """
 
     def said(module: Any, twin: Any) -> Iterable[str]:
@@ -183,16 +179,20 @@ def links_of(module: Module, shapes: Shapes, twin: Any = None) -> list[Link]:
         Mismatch: arrays are missing, too many or of other shapes, or one layer has what the other cannot do.
     """
     rule = rule_of(module)
-    if rule.twins and _flax_layer(twin) and not _is_twin(rule, twin):
-        raise Mismatch(f"{module} and {_flax_layer(twin)}: not the same layer, whatever their arrays; {_known(rule)}")
-    alternatives = _alternatives(module, rule, shapes)
+    other = _fit.flax_layer(twin)
+    if rule.twins and other and not _fit.is_twin(rule.twins, twin):
+        known = " or ".join(rule.twins.split())
+        raise Mismatch(
+            f"{_fit.told(module)} and flax's {other} are not the same layer, whatever their arrays; it may be {known}"
+        )
+    ways = _ways(module, rule, shapes)
     fitting = [
         layout
-        for layout, held in alternatives
+        for layout, held in ways
         if held == dict(shapes) and all(getattr(twin, name, x) == x for name, x in layout.options.items())
     ]
     if not fitting:
-        raise Mismatch(_misfit(module, [held for _, held in alternatives] or leaves_of(module), shapes))
+        raise Mismatch(_fit.misfit(module, [held for _, held in ways] or leaves_of(module), shapes))
     links = list(fitting[0].links)
     if len(fitting) > 1:
         note = f"{fitting[0].says}: assumed, for {fitting[1].says} has the same shapes"
@@ -211,15 +211,16 @@ def leaves_of(module: Module) -> list[dict[str, tuple[int, ...]]]:
         Mismatch: there can be none.
     """
     rule = rule_of(module)
-    return [held for _, held in _alternatives(module, rule, None)]
+    return [held for _, held in _ways(module, rule, None)]
 
 
 def fits(module: Module, shapes: Shapes, twin: Any = None) -> bool:
     """Whether `links_of` finds links."""
     try:
-        return bool(links_of(module, shapes, twin) or not shapes)
+        links_of(module, shapes, twin)
     except (NoRule, Mismatch):
         return False
+    return True
 
 
 def covers(module: nn.Module) -> bool:
@@ -244,7 +245,7 @@ def parts(module: nn.Module) -> list[Module]:
 
 def without_twin(module: Module) -> dict[str, str]:
     """The arrays of a PyTorch layer that its flax twin does not have: name -> reason. They are part of no link."""
-    return {name: why for name, why in rule_of(module).without_twin.items() if name in _arrays(module)}
+    return {name: why for name, why in rule_of(module).without_twin.items() if name in _fit.arrays_of(module)}
 
 
 def differences(module: Module, twin: Any) -> list[str]:
@@ -266,7 +267,7 @@ def differences(module: Module, twin: Any) -> list[str]:
         return []
     if not rule.twins:
         return [str(one) for one in rule.options(module, twin)]
-    if not _is_twin(rule, twin):
+    if not _fit.is_twin(rule.twins, twin):
         return [f"{type(twin).__name__} is not flax's own layer: what it computes besides its arrays is not known"]
     return _options.differences(module, twin, rule.options)
 
@@ -289,88 +290,7 @@ def rule_of(module: Module) -> Rule:
     )
 
 
-def _arrays(module: Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of all arrays of a PyTorch layer, by their names in its state_dict."""
-    whole, suffix = (module.module, module.suffix) if isinstance(module, Cell) else (module, "")
-    arrays = {}
-    for name, x in whole.state_dict(keep_vars=True).items():
-        if isinstance(x, UninitializedTensorMixin):
-            raise Mismatch(f"{module}: {name} belongs to a lazy module and has no shape yet; run the model once")
-        if name.endswith(suffix) and isinstance(x, Tensor):
-            arrays[name] = tuple(x.shape)
-    return arrays
-
-
-def _alternatives(module: Module, rule: Rule, shapes: Shapes | None) -> list[tuple[Layout, dict[str, tuple[int, ...]]]]:
-    """Every layout and the arrays that it has in flax: the links are tried on arrays that take no memory."""
-    arrays = _arrays(module)
+def _ways(module: Module, rule: Rule, shapes: Shapes | None) -> list[tuple[Layout, dict[str, tuple[int, ...]]]]:
     if why := rule.refuses(module.module if isinstance(module, Cell) else module):
-        raise Mismatch(f"{module}: {why}")
-    alternatives = []
-    for layout in rule.layouts(module, shapes):
-        linked = {name for one in layout.links for name in one.torch} | rule.without_twin.keys()
-        for name in sorted(arrays.keys() - linked):
-            raise Mismatch(
-                f"{module}: its array {name} {arrays[name]} is in no link of its rule, which knows {sorted(linked)}; "
-                "if it comes from a parametrization (weight_norm, spectral_norm), torch.nn.utils.parametrize."
-                "remove_parametrizations first; else register() a rule that has it"
-            )
-        held = {}
-        for one in layout.links:
-            for name in one.torch:
-                if name not in arrays:
-                    raise Mismatch(f"{module}: the rule links an array {name}, it has {sorted(arrays)}")
-            made = one.to_jax(*(np.broadcast_to(np.False_, arrays[name]) for name in one.torch))
-            held.update({name: x.shape for name, x in zip(one.jax, made, strict=True)})
-        alternatives.append((layout, held))
-    return alternatives
-
-
-def _misfit(module: Module, alternatives: list[dict[str, tuple[int, ...]]], shapes: Shapes) -> str:
-    """A sentence on the alternative that comes nearest."""
-    if not alternatives:
-        count = len(_recurrent.cells(module))
-        return f"{module}: its {count} cells are not the cells of the flax layer, which has {_listed(dict(shapes))}"
-    nearest = max(alternatives, key=lambda held: (len(held.items() & shapes.items()), len(held.keys() & shapes.keys())))
-    said = []
-    for name in sorted(nearest.keys() | shapes.keys()):
-        needed, seen = nearest.get(name), shapes.get(name)
-        if seen is None:
-            said.append(f"{name} {needed} is missing in the flax layer")
-        elif needed is None:
-            said.append(f"{name} {seen} of the flax layer has no counterpart")
-        elif needed != seen:
-            said.append(f"{name} should be {needed} in the flax layer and is {seen}")
-    return f"{module}: " + "; ".join(said[:4] + ([f"and {len(said) - 4} more"] if len(said) > 4 else []))
-
-
-def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "no arrays"
-
-
-def _is_twin(rule: Rule, twin: Any) -> bool:
-    """Whether a flax layer is one of the rule's, or a subclass that leaves its computation alone."""
-    for base in type(twin).__mro__:
-        if base.__module__.startswith("flax."):
-            return any(
-                cls.__name__ in rule.twins.split() and cls.__module__.startswith("flax.") for cls in type(twin).__mro__
-            )
-        if "__call__" in vars(base):
-            return False
-    return False
-
-
-def _flax_layer(twin: Any) -> str:
-    """The name of the layer of flax's that this is or derives from; nothing for models and containers."""
-    for base in type(twin).__mro__:
-        package, _, file = base.__module__.rpartition(".")
-        if package.startswith("flax.") and file in _LAYER_FILES:
-            return f"flax's {base.__name__}"
-    return ""
-
-
-_LAYER_FILES = ("linear", "normalization", "attention", "recurrent", "activation", "activations")
-
-
-def _known(rule: Rule) -> str:
-    return f"it may be {' or '.join(rule.twins.split())}"
+        raise Mismatch(f"{_fit.told(module)}: {why}")
+    return _fit.ways(module, rule.layouts, rule.without_twin, shapes)

@@ -1,6 +1,6 @@
 """`interop.match`: the right twins or a refusal, both ways bit for bit, flattens, ties, and everything by name."""
 
-import re
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from flax import nnx
 from flax.core import FrozenDict
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import funcreg
-import funcreg.torch as fr
 from funcreg import interop
 
 ROOT = Path(funcreg.__file__).parent.parent
@@ -43,7 +43,7 @@ def twins_of(pair):
     return {link.torch[0].rpartition(".")[0]: link.jax[0].rpartition(".")[0] for link in reversed(pair.links)}
 
 
-DTYPE = jnp.float64  # of nnx models; they are abstract, or small and made without x64, which makes it float32
+DTYPE = jnp.float64  # of nnx models
 
 # --- models in two or three versions ---
 
@@ -129,7 +129,8 @@ class NnxBlock(nnx.Module):
     def __init__(self, d, rngs):
         self.norm1, self.norm2 = (nnx.LayerNorm(d, epsilon=1e-5, param_dtype=DTYPE, rngs=rngs) for _ in range(2))
         self.attn = NnxAttention(d, rngs)
-        self.mlp = nnx.Sequential(nnx.Linear(d, d, param_dtype=DTYPE, rngs=rngs), jnp.tanh, nnx.Linear(d, d, param_dtype=DTYPE, rngs=rngs))
+        first, second = (nnx.Linear(d, d, param_dtype=DTYPE, rngs=rngs) for _ in range(2))
+        self.mlp = nnx.Sequential(first, jnp.tanh, second)
 
     def __call__(self, x):
         x = x + self.attn(self.norm1(x))
@@ -232,7 +233,8 @@ class NnxConvnet(nnx.Module):
             nnx.BatchNorm(n, epsilon=1e-5, momentum=0.9, use_running_average=True, param_dtype=DTYPE, rngs=rngs)
             for n in (4, 4, 64)
         )
-        self.fc1, self.fc2, self.fc3 = (nnx.Linear(a, b, param_dtype=DTYPE, rngs=rngs) for a, b in ((64, 6), (6, 6), (6, 2)))
+        sizes = ((64, 6), (6, 6), (6, 2))
+        self.fc1, self.fc2, self.fc3 = (nnx.Linear(a, b, param_dtype=DTYPE, rngs=rngs) for a, b in sizes)
 
     def __call__(self, x):
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2)):
@@ -387,8 +389,7 @@ def test_twins_compute_the_same_and_come_back_bit_for_bit(twins, x64):
         if variables is None:
             abstract = nnx.eval_shape(module)  # nnx's batch norm keeps float32 statistics for float64 parameters
             nnx.update(abstract, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, DTYPE), nnx.state(abstract)))
-            # batch norm's running variance differs by design, which strict=True says
-            pair = interop.match(net, abstract, strict=False)
+            pair = interop.match(net, abstract)
             values = pair.to_jax(net)
             graph = nnx.graphdef(abstract)
             got = jax.jit(lambda values, x: nnx.merge(graph, values)(x))(values, given)
@@ -404,3 +405,745 @@ def test_twins_compute_the_same_and_come_back_bit_for_bit(twins, x64):
         assert list(back) == list(state) and all(torch.equal(back[name], state[name]) for name in state)
     net.load_state_dict(back)
     np.testing.assert_allclose(net(x).detach().numpy(), wanted, rtol=1e-12, atol=1e-12)
+
+
+# --- which twin: names, order, shapes ---
+
+
+def shaped(*shape, dtype=np.float32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def dense(ins, outs):
+    return {"kernel": shaped(ins, outs), "bias": shaped(outs)}
+
+
+def conv(k, ins, outs):
+    return {"kernel": shaped(k, k, ins, outs), "bias": shaped(outs)}
+
+
+def net_of(**children):
+    net = nn.Module()
+    for name, child in children.items():
+        setattr(net, name, child)
+    return net
+
+
+def squares(*names):
+    return net_of(**{name: nn.Linear(3, 3) for name in names})
+
+
+def flax_squares(*names):
+    return {name: dense(3, 3) for name in names}
+
+
+NORM = {"scale": shaped(3), "bias": shaped(3)}
+PAIRED = {
+    "natural order of numbers": (
+        squares(*(f"fc{i}" for i in range(12))),
+        flax_squares(*sorted(f"Dense_{i}" for i in range(12))),
+        {f"fc{i}": f"Dense_{i}" for i in range(12)},
+    ),
+    "numbers that start elsewhere": (
+        squares("fc1", "fc2", "fc3"), flax_squares("fc0", "fc1", "fc2"), {"fc1": "fc0", "fc2": "fc1", "fc3": "fc2"}
+    ),
+    "equal names in another order": (squares("b", "a"), flax_squares("a", "b"), {"a": "a", "b": "b"}),
+    "abbreviations, sorted": (
+        squares("q", "k", "v", "o"), flax_squares("key", "out", "query", "value"),
+        {"q": "query", "k": "key", "v": "value", "o": "out"},
+    ),
+    "wq, wk, wv, wo": (
+        squares("wq", "wk", "wv", "wo"), flax_squares("key", "out", "query", "value"),
+        {"wq": "query", "wk": "key", "wv": "value", "wo": "out"},
+    ),
+    "names win over the order of calls": (
+        squares("up", "down"), flax_squares("down_proj", "up_proj"), {"up": "up_proj", "down": "down_proj"}
+    ),
+    "the last one left": (
+        squares("norm1", "norm2", "skip"), flax_squares("Norm_0", "Norm_1", "shortcut"),
+        {"norm1": "Norm_0", "norm2": "Norm_1", "skip": "shortcut"},
+    ),
+    "calls win over linen's numbers": (  # Dense(3)(relu(Dense(3)(x))): the outer one is made first
+        squares("fc1", "fc2"), flax_squares("Dense_1", "Dense_0"), {"fc1": "Dense_1", "fc2": "Dense_0"}
+    ),
+    "containers before layers": (
+        net_of(encoder=mlp((3, 3, 3)), decoder=mlp((3, 3, 3))),
+        {"Dec": flax_squares("Dense_0", "Dense_1"), "Enc": flax_squares("Dense_0", "Dense_1")},
+        {f"{a}.{i}": f"{b}.Dense_{i // 2}" for a, b in (("encoder", "Enc"), ("decoder", "Dec")) for i in (0, 2)},
+    ),
+    "layers of another class": (
+        net_of(a=nn.GroupNorm(3, 3), b=nn.LayerNorm(3)), {"LayerNorm_0": NORM, "GroupNorm_0": NORM},
+        {"a": "GroupNorm_0", "b": "LayerNorm_0"},
+    ),
+    "wrapped": (net_of(module=net_of(fc=nn.Linear(3, 3))), flax_squares("fc"), {"module.fc": "fc"}),
+    "the model is one layer": (nn.Linear(3, 3), dense(3, 3), {"": ""}),
+    "a multiple of the channels that is no flatten": (
+        net_of(conv=nn.Conv2d(3, 4, 1), fc=nn.Linear(4, 16), out=nn.Linear(16, 2)),
+        {"conv": conv(1, 3, 4), "fc": dense(4, 16), "out": dense(16, 2)},
+        {"conv": "conv", "fc": "fc", "out": "out"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_the_right_twin_is_found(name):
+    net, flax, wanted = PAIRED[name]
+    assert twins_of(interop.match(net, flax)) == wanted
+
+
+def test_numbers_of_sorted_keys_are_noted():
+    """Nothing tells whether linen's Dense_0 was called first, where a transformation has sorted the keys."""
+    (note,) = interop.match(squares("fc1", "fc2"), flax_squares("Dense_0", "Dense_1")).notes
+    assert note.startswith("Dense_0, Dense_1: paired by linen's numbers, which count constructions")
+    assert interop.match(squares("fc1", "fc2"), flax_squares("fc1", "fc2")).notes == ()
+    assert interop.match(squares("fc1", "fc2"), flax_squares("Dense_1", "Dense_0")).notes == ()
+
+
+class Bare(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.pos, self.cls = nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(1, 1, 3))
+        self.fc = nn.Linear(3, 3)
+        self.register_buffer("mask", torch.ones(3))
+        self.register_buffer("cache", torch.ones(3), persistent=False)  # in no state dict
+
+
+BARE = {"pos_embedding": shaped(4, 3), "cls_token": shaped(1, 1, 3), "fc": dense(3, 3)}
+
+
+def test_bare_arrays_are_paired_as_they_lie():
+    pair = interop.match(Bare(4, 3), BARE, rename={"mask": None})
+    names = links_by_name(pair)
+    assert names["pos",] == ("pos_embedding",) and names["cls",] == ("cls_token",)
+    assert pair.notes == ("left out: mask; to_torch gives what they are now",)
+    given = torch.arange(12.0).reshape(4, 3)
+    out = pair.to_jax({**Bare(4, 3).state_dict(), "pos": given})
+    np.testing.assert_array_equal(out["pos_embedding"], given)
+
+
+def test_a_square_bare_array_needs_a_word():
+    flax = {**BARE, "pos_embedding": shaped(3, 3)}
+    with pytest.raises(ValueError, match=r"'pos' is square, \(3, 3\).*rename=\{'pos': 'pos_embedding'\}"):
+        interop.match(Bare(3, 3), flax, rename={"mask": None})
+    pair = interop.match(Bare(3, 3), flax, rename={"mask": None, "pos": "pos_embedding"})
+    given = torch.arange(9.0).reshape(3, 3)
+    np.testing.assert_array_equal(pair.to_jax({**Bare(3, 3).state_dict(), "pos": given})["pos_embedding"], given)
+
+
+# --- rename ---
+
+
+def test_rename_of_layers_subtrees_globs_and_arrays():
+    two = net_of(encoder=mlp((3, 3, 3)), decoder=mlp((3, 3, 3)))
+    flax = {"A": flax_squares("Dense_0", "Dense_1"), "B": flax_squares("Dense_0", "Dense_1")}
+    wanted = {"encoder.0": "B.Dense_0", "encoder.2": "B.Dense_1", "decoder.0": "A.Dense_0", "decoder.2": "A.Dense_1"}
+    assert twins_of(interop.match(two, flax, rename={"encoder": "B"})) == wanted
+    assert twins_of(interop.match(two, flax, rename={"encoder": "B", "decoder.0": "A.Dense_0"})) == wanted
+    crossed = interop.match(two, flax, rename={"encoder": "B", "encoder.0": "B.Dense_1"})
+    assert twins_of(crossed) == {**wanted, "encoder.0": "B.Dense_1", "encoder.2": "B.Dense_0"}
+    assert twins_of(interop.match(squares("a", "b"), flax_squares("a", "b"), rename={"a": "b", "b": "a"})) == {
+        "a": "b", "b": "a",
+    }  # fmt: skip
+    blocks = net_of(blocks=nn.ModuleList(squares("x", "y") for _ in range(2)))
+    flax = {f"Block_{i}": flax_squares("s", "t") for i in range(2)}
+    pair = interop.match(blocks, flax, rename={"blocks.*.x": "Block_*.t"})
+    assert twins_of(pair) == {f"blocks.{i}.{a}": f"Block_{i}.{b}" for i in range(2) for a, b in ("xt", "ys")}
+    loose = interop.match(
+        net_of(fc=nn.Linear(3, 4), z=nn.Linear(4, 4)),
+        {"w": shaped(3, 4), "b": shaped(4), "z": dense(4, 4)},
+        rename={"fc.weight": "w", "fc.bias": "params.b"},
+    )
+    assert links_by_name(loose)["fc.weight",] == ("w",) and links_by_name(loose)["fc.bias",] == ("b",)
+    net = net_of(fc=nn.Linear(3, 4), z=nn.Linear(4, 4))
+    np.testing.assert_array_equal(loose.to_jax(net)["w"], net.fc.weight.detach().T)
+
+
+def test_what_is_left_out_stays_as_it_was():
+    net = net_of(fc=nn.Linear(3, 4), z=nn.Linear(4, 4), bn=nn.BatchNorm1d(4))
+    flax = {
+        "params": {"b": shaped(4), "z": dense(4, 4), "bn": {"scale": shaped(4), "bias": shaped(4)}},
+        "batch_stats": {"bn": {"mean": shaped(4), "var": shaped(4)}},
+    }
+    net.bn.num_batches_tracked += 7
+    pair = interop.match(net, flax, rename={"fc.weight": None})
+    assert links_by_name(pair)["fc.bias",] == ("b",)
+    old = {name: x.clone() for name, x in net.state_dict().items()}
+    values = pair.to_jax(net)
+    with torch.no_grad():
+        net.fc.weight += 1
+        net.bn.num_batches_tracked += 1
+    back = pair.to_torch(values)
+    assert list(back) == list(old) and all(torch.equal(back[name], x) for name, x in old.items())
+    back["fc.weight"] += 1  # a copy: the pair keeps what it has
+    assert torch.equal(pair.to_torch(values)["fc.weight"], old["fc.weight"])
+    assert pair.to_torch(values).keys() == net.state_dict().keys()
+
+
+def test_rename_none_leaves_subtrees_out():
+    net = net_of(aux=mlp((3, 3)), fc=nn.Linear(3, 3))
+    pair = interop.match(net, flax_squares("fc"), rename={"aux": None})
+    assert twins_of(pair) == {"fc": "fc"}
+    assert interop.match(net, flax_squares("fc"), rename={"aux.*": None}).notes == pair.notes
+
+
+# --- refusals ---
+
+
+class WithForward(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+REFUSED = {
+    "names of different things": (squares("gate", "up"), flax_squares("wide", "narrow"), {}, (
+        "cannot tell which is which", "PyTorch  gate, up", "correct and paste: rename={'gate': 'wide', 'up': 'narrow'}",
+    )),
+    "unknown order": (squares("gate", "up"), flax_squares("a", "c"), {}, ("the order on flax's side is not known",)),
+    "numbers against definition": (squares("fc2", "fc1"), flax_squares("Dense_0", "Dense_1"), {}, (
+        "the order on PyTorch's side is not known",
+    )),
+    "containers alike": (
+        net_of(encoder=mlp((3, 3, 3)), decoder=mlp((3, 3, 3))),
+        {"A": flax_squares("Dense_0", "Dense_1"), "B": flax_squares("Dense_0", "Dense_1")}, {},
+        ("PyTorch  encoder, decoder", "rename={'encoder': 'A', 'decoder': 'B'}"),
+    ),
+    "crossed names": (
+        net_of(enc=nn.Linear(3, 4), dec=nn.Linear(4, 3)), {"enc": dense(4, 3), "dec": dense(3, 4)}, {},
+        ("enc (Linear: kernel (3, 4), bias (4,)) fits dec", "has the name of enc", "rename={'enc': 'dec'}"),
+    ),
+    "a layer too many": (squares("a"), {"Dense_0": dense(3, 3), "out": dense(3, 4)}, {}, (
+        "flax     out (kernel (3, 4), bias (4,))", "no partner for 0 of the PyTorch side and 1 of the flax side",
+    )),
+    "one too few": (net_of(a=nn.Linear(3, 3), b=nn.Linear(3, 4)), flax_squares("Dense_0"), {}, (
+        "PyTorch  b (Linear: kernel (3, 4), bias (4,))", "rename={'name': None} leaves one of PyTorch's out",
+    )),
+    "two for one": (squares("a"), flax_squares("x", "y"), {}, (
+        "no partner for 1", "nearest: x (kernel (3, 3), bias (3,)) (fits)",
+    )),
+    "transposed": (net_of(fc=nn.Linear(3, 4, bias=False)), {"fc": {"kernel": shaped(4, 3)}}, {}, (
+        "nearest: fc (kernel (4, 3)) (fits after a transpose)",
+    )),
+    "no bias": (net_of(fc=nn.Linear(3, 4)), {"fc": {"kernel": shaped(3, 4)}}, {}, ("(flax lacks bias)",)),
+    "more than a bias": (net_of(fc=nn.Linear(3, 4, bias=False)), {"fc": dense(3, 4)}, {}, ("(flax has bias besides)",)),
+    "no statistics": (net_of(bn=nn.BatchNorm1d(3), fc=nn.Linear(3, 3)), {"bn": NORM, "fc": dense(3, 3)}, {}, (
+        "flax lacks mean, var, which linen keeps in batch_stats: pass all variables",
+    )),
+    "another class": (net_of(n=nn.LayerNorm(3)), {"GroupNorm_0": NORM}, {}, ("the same arrays, but a GroupNorm",)),
+    "a forward of its own": (net_of(fc=WithForward(3, 4)), {"fc": dense(3, 4)}, {}, (
+        "WithForward is a Linear with a forward of its own", "interop.rules.register",
+    )),
+    "a buffer": (Bare(4, 3), BARE, {}, ("PyTorch  mask (3,)",)),
+    "a bare array transposed": (Bare(4, 3), {**BARE, "pos_embedding": shaped(3, 4)}, {"rename": {"mask": None}}, (
+        "pos_embedding (3, 4) (fits after a transpose)",
+    )),
+    "rename: no such layer": (squares("fc"), flax_squares("x"), {"rename": {"fcc": "x"}}, (
+        "the PyTorch side has no 'fcc'; nearest names: fc",
+    )),
+    "rename: no such twin": (squares("fc"), flax_squares("x"), {"rename": {"fc": "xx"}}, (
+        "'fc' -> 'xx', which the flax side has not; nearest names: x",
+    )),
+    "rename: misfit": (
+        net_of(a=nn.Linear(3, 4), b=nn.Linear(4, 3)), {"a": dense(3, 4), "b": dense(4, 3)}, {"rename": {"a": "b"}},
+        ("a (Linear: kernel (3, 4), bias (4,)) cannot be b (kernel (4, 3), bias (3,))",),
+    ),
+    "rename: twice": (squares("a", "b"), flax_squares("x", "y"), {"rename": {"a": "x", "b": "x"}}, (
+        "'a' and 'b' are both renamed to 'x'",
+    )),
+    "rename: stars": (squares("a1", "a2"), flax_squares("x1", "x2"), {"rename": {"a*": "x1"}}, ("1 stars and 'x1' 0",)),
+    "rename: two entries": (squares("a", "b"), flax_squares("x", "y"), {"rename": {"a": "x", "*": None}}, (
+        "'a' is renamed by 'a' and by '*'",
+    )),
+    "rename: arrays of no layer": (
+        net_of(a=nn.Linear(3, 4)), {"w": shaped(4, 3), "b": shaped(4)}, {"rename": {"a.weight": "w", "a.bias": "b"}},
+        ("a.weight -> w (4, 3)", "these are not the arrays that a (Linear"),
+    ),
+    "nothing in flax": (squares("fc"), {}, {}, ("PyTorch  fc",)),
+    "a cache": (nn.Linear(3, 3), {"params": dense(3, 3), "cache": {"x": shaped(2)}}, {}, ("cache.x (2,)",)),
+    "two leaves of one name": (nn.Linear(3, 3), {"a.b": shaped(3), "a": {"b": shaped(3)}}, {}, (
+        "two leaves of the flax side have the name 'a.b'",
+    )),
+    "no multiple of the channels": (
+        net_of(conv=nn.Conv2d(3, 8, 3), fc=nn.Linear(100, 5)), {"conv": conv(3, 3, 8), "fc": dense(100, 5)}, {},
+        ("fc reads 100 features, no multiple of the 8 channels of conv", "flatten={'fc': None}"),
+    ),
+    "several convolutions": (
+        net_of(a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(3, 8, 5), fc=nn.Linear(128, 5)),
+        {"a": conv(3, 3, 8), "b": conv(5, 3, 8), "fc": dense(128, 5)}, {},
+        ("fc reads 128 features of one of several convolutions, a (8) and b (8)", "flatten={'fc': 8}"),
+    ),
+    "a dense layer between convolutions": (
+        net_of(a=nn.Conv2d(3, 8, 3), time=nn.Linear(32, 8), b=nn.Conv2d(8, 8, 5)),
+        {"a": conv(3, 3, 8), "time": dense(32, 8), "b": conv(5, 8, 8)}, {},
+        ("time reads 32 features, perhaps the 8 channels of a flattened, but convolutions follow it",),
+    ),
+    "features beside the channels": (
+        net_of(a=nn.Conv2d(3, 8, 3), fc=nn.Linear(16, 8)), {"a": conv(3, 3, 8), "fc": dense(16, 8)}, {},
+        ("2 places are no square",),
+    ),
+    "a second dense layer or a second head": (
+        net_of(a=nn.Conv2d(3, 8, 3), b=nn.Linear(32, 32), c=nn.Linear(32, 2)),
+        {"a": conv(3, 3, 8), "b": dense(32, 32), "c": dense(32, 2)}, {},
+        ("c reads 32 features: those of the dense layer before it, or those that were flattened before",),
+    ),
+    "an image of a dense layer": (
+        net_of(fc=nn.Linear(5, 32), bn=nn.BatchNorm1d(32), a=nn.ConvTranspose2d(8, 3, 3)),
+        {"params": {"fc": dense(5, 32), "bn": {"scale": shaped(32), "bias": shaped(32)}, "a": conv(3, 8, 3)},
+         "batch_stats": {"bn": {"mean": shaped(32), "var": shaped(32)}}}, {},
+        ("fc gives 32 features, perhaps an image of the 8 channels that a reads", "flatten={'fc': (None, 8)}"),
+    ),
+    "flatten: no multiple": (
+        net_of(a=nn.Conv2d(3, 8, 3), fc=nn.Linear(16, 8)), {"a": conv(3, 3, 8), "fc": dense(16, 8)},
+        {"flatten": {"fc": 5}}, ("fc has 16 features there, no multiple of 5 channels",),
+    ),
+    "flatten: no such layer": (squares("fc"), flax_squares("fc"), {"flatten": {"fx": 3}}, ("'fx' is no layer",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_nothing_is_guessed(name):
+    net, flax, options, texts = REFUSED[name]
+    with pytest.raises(ValueError) as error:
+        interop.match(net, flax, **options)
+    for text in texts:
+        assert text in str(error.value)
+
+
+def test_the_rename_of_a_refusal_can_be_pasted():
+    net, flax, _, _ = REFUSED["names of different things"]
+    assert twins_of(interop.match(net, flax, rename={"gate": "wide", "up": "narrow"})) == {
+        "gate": "wide",
+        "up": "narrow",
+    }
+
+
+# --- flattens, forward ---
+
+
+class Heads(nn.Module):
+    """Two heads on one flatten, and an image made of a dense layer's output."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.policy, self.value = nn.Conv2d(3, 4, 3), nn.Linear(144, 5), nn.Linear(144, 8)
+        self.norm, self.deconv = nn.BatchNorm1d(8), nn.Conv2d(2, 3, 1)
+
+    def forward(self, x):
+        x = torch.tanh(self.conv(x)).flatten(1)
+        image = self.deconv(self.norm(self.value(x)).reshape(-1, 2, 2, 2))
+        return torch.cat([self.policy(x), image.sum((2, 3)), image[:, 0, 0], image[:, 0, :, 1]], 1)
+
+
+class LinenHeads(fnn.Module):
+    @fnn.compact
+    def __call__(self, x):
+        x = jnp.tanh(fnn.Conv(4, (3, 3), padding="VALID", name="conv")(x)).reshape(x.shape[0], -1)
+        policy, value = fnn.Dense(5, name="policy")(x), linen_norm(name="norm")(fnn.Dense(8, name="value")(x))
+        image = fnn.Conv(3, (1, 1), name="deconv")(value.reshape(-1, 2, 2, 2))
+        return jnp.concatenate([policy, image.sum((1, 2)), image[:, 0, :, 0], image[:, :, 1, 0]], 1)
+
+
+@pytest.mark.relaxed_promotion
+def test_rows_and_columns_beside_a_flatten(x64):
+    net = random_net(Heads)
+    x = jnp.asarray(IMAGES.transpose(0, 2, 3, 1), jnp.float32)
+    variables = in_order_of_calls(LinenHeads(), x)
+    options = {"policy": 4, "value": (4, 2), "norm": 2}
+    pair = interop.match(net, variables, flatten=options)
+    assert "transposed, rows permuted (4 channels x 36), columns permuted (2 channels x 4)" in str(pair)
+    assert "entries permuted (2 channels x 4)" in str(pair)
+    with x64():
+        values = pair.to_jax(net)
+        got = LinenHeads().apply(values, jnp.asarray(IMAGES.transpose(0, 2, 3, 1)))
+        back = pair.to_torch(values)
+    wanted = net(torch.tensor(IMAGES)).detach().numpy()
+    np.testing.assert_allclose(np.asarray(got), wanted, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(back[name], value) for name, value in net.state_dict().items())
+    with pytest.raises(ValueError) as error:  # convolutions follow the dense layers: all of them are asked about
+        interop.match(net, variables)
+    assert all(f"{name} " in str(error.value) for name in options)
+
+
+def test_a_second_head_reads_the_same_flatten():
+    net = net_of(conv=nn.Conv2d(3, 8, 3), a=nn.Linear(128, 5), b=nn.Linear(128, 6), c=nn.Linear(6, 128))
+    flax = {"conv": conv(3, 3, 8), "a": dense(128, 5), "b": dense(128, 6), "c": dense(6, 128)}
+    rows = str(interop.match(net, flax)).splitlines()
+    assert [line.split()[0] for line in rows if "rows permuted (8 channels x 16)" in line] == ["a.weight", "b.weight"]
+    rows = str(interop.match(net, flax, flatten={"[ab]": None}))
+    assert "permuted" not in rows
+
+
+def test_no_permutation_without_a_flatten():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 16))
+    flax = {"Conv_0": conv(3, 3, 8), "Dense_0": dense(8, 8), "Dense_1": dense(8, 16)}
+    assert "permuted" not in str(interop.match(net, flax))
+    joined = net_of(a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 4, 5), norm=nn.BatchNorm2d(8), fc=nn.Linear(8, 2))
+    stats = {"mean": shaped(8), "var": shaped(8)}
+    flax = {"a": conv(3, 3, 4), "b": conv(5, 3, 4), "norm": {"scale": shaped(8), "bias": shaped(8)}, "fc": dense(8, 2)}
+    assert "permuted" not in str(interop.match(joined, {"params": flax, "batch_stats": {"norm": stats}}))
+
+
+# --- ties ---
+
+
+def test_tied_weights_stay_tied():
+    net = Tied()
+    pair = interop.match(net, {"Embed_0": {"embedding": shaped(5, 3)}, "Dense_0": dense(3, 3)})
+    assert pair.notes == ("embed.weight = head.weight are tied, and are one in flax: Embed_0.embedding",)
+    assert pair.parameters == ("embed.weight", "fc.weight", "fc.bias")
+    back = pair.to_torch(pair.to_jax(net))
+    assert back["embed.weight"] is back["head.weight"]
+    net.load_state_dict(back)
+    assert net.head.weight is net.embed.weight
+    gradients = {name: torch.ones_like(p) for name, p in net.named_parameters()}
+    assert leaves_of(pair.parameters_to_jax(gradients))["Embed_0.embedding"].shape == (5, 3)
+    loose = {**net.state_dict(), "head.weight": torch.zeros(5, 3)}
+    with pytest.raises(ValueError, match="'head.weight' and 'embed.weight' are one tied array, but have different"):
+        pair.to_jax(loose)
+
+
+def test_ties_that_flax_has_not_are_reported_and_carry_values_only():
+    net = Tied()
+    flax = {"embed": {"embedding": shaped(5, 3)}, "fc": dense(3, 3), "head": {"kernel": shaped(3, 5)}}
+    pair = interop.match(net, flax)
+    assert "tied in PyTorch but not in flax: embed.embedding and head.kernel get the same values" in pair.notes[0]
+    values = pair.to_jax(net)
+    np.testing.assert_array_equal(values["head"]["kernel"], values["embed"]["embedding"].T)
+    assert torch.equal(pair.to_torch(values)["head.weight"], net.head.weight)
+    values["head"]["kernel"] = values["head"]["kernel"] + 1
+    with pytest.raises(ValueError, match=r"'embed.weight' is one tied array.*'embed.embedding', 'head.kernel'"):
+        pair.to_torch(values)
+    gradients = {name: torch.ones_like(p) for name, p in net.named_parameters()}
+    for cross in (pair.parameters_to_jax, lambda _: pair.parameters_to_torch(pair.to_jax(net))):
+        with pytest.raises(ValueError, match="'embed.weight' is tied in PyTorch and has two leaves on the flax side"):
+            cross(gradients)
+
+
+class Shared(nnx.Module):
+    def __init__(self, tie=True):
+        rngs = nnx.Rngs(0)
+        self.z = nnx.Linear(3, 3, rngs=rngs)
+        self.a = self.z if tie else nnx.Linear(3, 3, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+
+def test_an_nnx_variable_that_is_shared():
+    tied = squares("z", "a")
+    tied.a = tied.z
+    model = Shared()
+    pair = interop.match(tied, model)
+    assert links_by_name(pair) == {("z.weight",): ("a.kernel",), ("z.bias",): ("a.bias",)}  # named as by nnx.state
+    nnx.update(model, pair.to_jax(tied))
+    np.testing.assert_array_equal(model.z.kernel.get_value(), tied.z.weight.detach().T)
+    assert torch.equal(pair.to_torch(model)["a.weight"], tied.z.weight)
+    with pytest.raises(
+        ValueError, match=r"shares 'a.kernel' where the PyTorch side has z.weight and a.weight; tie them"
+    ):
+        interop.match(squares("z", "a"), model)
+    assert len(interop.match(tied, Shared(tie=False)).links) == 4
+
+
+# --- structures ---
+
+
+def test_the_structure_that_was_given_comes_back():
+    net = net_of(fc=nn.Linear(3, 4), bn=nn.BatchNorm1d(4))
+    params = {"bn": {"bias": shaped(4), "scale": shaped(4)}, "fc": dense(3, 4)}
+    variables = {"batch_stats": {"bn": {"mean": shaped(4), "var": shaped(4)}}, "params": params}
+    pair = interop.match(net, variables)
+    values = pair.to_jax(net)
+    assert list(values) == ["batch_stats", "params"] and list(values["params"]) == ["bn", "fc"]
+    assert links_by_name(pair)["bn.running_mean",] == ("batch_stats.bn.mean",)
+    frozen = interop.match(net, FrozenDict(variables)).to_jax(net)
+    assert isinstance(frozen, FrozenDict) and isinstance(frozen["params"]["fc"], FrozenDict)
+    gradients = {name: torch.ones_like(p) for name, p in net.named_parameters()}
+    assert jax.tree.structure(pair.parameters_to_jax(gradients)) == jax.tree.structure(params)
+    only = net_of(fc=net.fc)
+    assert set(leaves_of(interop.match(only, {"fc": dense(3, 4)}).to_jax(only))) == {"fc.kernel", "fc.bias"}
+    back = interop.match(only, {"params": {"fc": dense(3, 4)}}).to_torch({"fc": values["params"]["fc"]})
+    assert torch.equal(back["fc.weight"], net.fc.weight)
+
+
+def test_nnx_modules_and_states_give_a_state_of_weights_and_statistics(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "DTYPE", jnp.float32)
+    model, net = NnxConvnet(), random_net(convnet).float()
+    model.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+    for flax in (model, nnx.state(model)):
+        pair = interop.match(net, flax, strict=False)
+        state = pair.to_jax(net)
+        assert isinstance(state, nnx.State) and "drop" not in state
+        kinds = {type(v) for _, v in nnx.to_flat_state(state)}
+        assert kinds == {nnx.Param, nnx.BatchStat}
+        assert all(torch.equal(x, net.state_dict()[name]) for name, x in pair.to_torch(state).items())
+        gradients = {name: torch.ones_like(p) for name, p in net.named_parameters()}
+        tree = pair.parameters_to_jax(gradients)
+        assert jax.tree.structure(tree) == jax.tree.structure(nnx.state(model, nnx.Param))
+    nnx.update(model, state)
+    np.testing.assert_array_equal(model.bn1.mean.get_value(), net[1].running_mean)
+    assert all(torch.equal(x, net.state_dict()[name]) for name, x in pair.to_torch(model).items())
+
+
+def test_bound_linen_modules_show_their_options():
+    class Setup(fnn.Module):
+        def setup(self):
+            self.norm, self.layers = fnn.LayerNorm(use_fast_variance=False), [fnn.Dense(3) for _ in range(2)]
+
+        def __call__(self, x):
+            return self.layers[1](self.layers[0](self.norm(x)))
+
+    variables = Setup().init(jax.random.key(0), np.ones((1, 3), np.float32))
+    net = net_of(norm=nn.LayerNorm(3), layers=nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]))
+    with pytest.raises(ValueError, match="norm / norm: LayerNorm.epsilon is 1e-06, it must be 1e-05"):
+        interop.match(net, Setup().bind(variables))
+    pair = interop.match(net, Setup().bind(variables), strict=False)
+    assert pair.notes == ("norm / norm: LayerNorm.epsilon is 1e-06, it must be 1e-05",)
+    assert set(pair.to_jax(net)) == {"params"}
+
+
+def test_options_that_differ_are_all_listed():
+    net = net_of(norm=nn.LayerNorm(3), conv=nn.Conv2d(3, 4, 3))
+    model = nnx.Dict(
+        norm=nnx.LayerNorm(3, use_fast_variance=False, rngs=nnx.Rngs(0)), conv=nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+    )
+    with pytest.raises(ValueError, match=r"(?s)norm / norm: LayerNorm.epsilon.*conv / conv: Conv.padding is 'SAME'"):
+        interop.match(net, model)
+    assert len(interop.match(net, model, strict=False).notes) == 2
+    # what no option of flax changes is a note also if strict
+    model = nnx.Dict(bn=nnx.BatchNorm(3, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=nnx.Rngs(0)))
+    (note,) = interop.match(net_of(bn=nn.BatchNorm1d(3)), model).notes
+    assert "variance" in note
+
+
+# --- what is no model, no array, no value ---
+
+
+def test_wrong_arguments_are_refused_by_name():
+    net, flax = nn.Linear(3, 3), dense(3, 3)
+    with FakeTensorMode():
+        fake = nn.Linear(3, 3)
+    cases = [
+        (lambda: interop.match(flax, flax), "net must be an nn.Module, got builtins.dict"),
+        (lambda: interop.match(net, [1]), "flax must be an nnx module, its nnx.State, linen variables or a tree"),
+        (lambda: interop.match(net, LinenMlp()), r"LinenMlp holds no arrays.*variables = module.init"),
+        (lambda: interop.match(net, {**flax, "bias": "x"}), "the leaf 'bias' is a builtins.str, not an array"),
+        (lambda: interop.match(net, {"params": flax, "step": 3}), "'step' is a int"),
+        (lambda: interop.match(net, {**flax, "bias": fnn.Partitioned(jnp.ones(3), ("a",))}), r"linen.unbox"),
+        (lambda: interop.match(net, {**flax, "key": jax.random.key(0)}), "'key' is a PRNG key"),
+        (
+            lambda: jax.eval_shape(lambda v: interop.match(net, v), dense(3, 3)),
+            "is a .*Tracer, a traced array",
+        ),
+        (
+            lambda: interop.match(nn.Linear(3, 3, device="meta"), flax),
+            "'weight' of the PyTorch side is a tensor on the",
+        ),
+        (lambda: interop.match(fake, flax), "'weight' of the PyTorch side is a FakeTensor"),
+        (lambda: interop.match(net, flax, rename=["a"]), "rename must be a dict"),
+        (lambda: interop.match(net, flax, rename={"weight": 3}), "rename must be a dict of strings"),
+        (lambda: interop.match(net, flax, flatten={"": 0}), "flatten must be a dict of layer names and channels"),
+    ]
+    for call, text in cases:
+        with pytest.raises(TypeError, match=text):
+            call()
+
+
+def test_sources_are_checked_as_a_whole_and_by_name(x64):
+    net = net_of(fc=nn.Linear(3, 4), out=nn.Linear(4, 2))
+    pair = interop.match(net, {"fc": dense(3, 4), "out": dense(4, 2)})
+    state = net.state_dict()
+    values = pair.to_jax(state)
+
+    def state_with(**others):
+        return {**state, **{name.replace("_", "."): x for name, x in others.items()}}
+
+    wrong = [
+        (ValueError, {k: v for k, v in state.items() if k != "out.bias"}, "the source lacks 'out.bias'"),
+        (ValueError, state_with(fc_wieght=torch.ones(3)), "has 'fc.wieght'.*nearest names: fc.weight"),
+        (ValueError, state_with(fc_weight=torch.ones(3, 4)), r"'fc.weight' has the shape \(3, 4\), must be \(4, 3\)"),
+        (
+            ValueError,
+            state_with(fc_bias=torch.ones(4).double()),
+            r"'fc.bias' is float64, but 'fc.bias' of the flax.*\.to",
+        ),
+        (ValueError, state_with(fc_bias=torch.ones(2, 4)), "leading axes do not cross"),
+        (TypeError, state_with(fc_bias=torch.ones(4, device="meta")), "'fc.bias' is a tensor on the meta device"),
+        (TypeError, state_with(fc_bias=[1.0] * 4), "'fc.bias' is a builtins.list, not an array"),
+        (TypeError, torch.optim.SGD(net.parameters(), 0.1), "source must be the nn.Module, its state dict"),
+    ]
+    for kind, source, text in wrong:
+        with pytest.raises(kind, match=text):
+            pair.to_jax(source)
+    kernel = values["fc"]["kernel"]
+    for kind, leaf, text in [
+        (ValueError, kernel.T, r"'fc.kernel' has the shape \(4, 3\), must be \(3, 4\)"),
+        (
+            ValueError,
+            kernel.astype(jnp.bfloat16),
+            "'fc.kernel' is bfloat16, but 'fc.weight' of the PyTorch side is float32",
+        ),
+        (TypeError, shaped(3, 4), "'fc.kernel' is a ShapeDtypeStruct"),
+        (TypeError, "kernel", "'fc.kernel' is a builtins.str"),
+        (ValueError, None, "the source lacks 'fc.kernel'"),
+    ]:
+        with pytest.raises(kind, match=text):
+            pair.to_torch({**values, "fc": {**values["fc"], "kernel": leaf}})
+    with pytest.raises(
+        ValueError, match=r"has 'more.kernel', 'more.bias', which the flax side that was matched has not"
+    ):
+        pair.to_torch({**values, "more": values["fc"]})
+    with pytest.raises(TypeError, match="a traced array of jax.jit"):
+        jax.jit(lambda values: pair.to_torch(values)["fc.weight"].numpy())(values)
+    with pytest.raises(RuntimeError, match="called inside torch.func.vmap"):
+        torch.func.vmap(lambda x: pair.to_jax({**state, "fc.bias": x}) and x)(torch.ones(2, 4))
+    with pytest.raises(RuntimeError, match="called while JAX traces a function"):
+        jax.jit(lambda x: (pair.to_jax(net), x)[1])(1.0)
+    double = interop.match(net.double(), {"fc": dense(3, 4), "out": dense(4, 2)})
+    assert double.notes == (
+        "fc.weight and 3 more: float64 in PyTorch, float32 in flax; values do not cross until they agree",
+    )
+    wide = jax.tree.map(lambda x: shaped(*x.shape, dtype=np.float64), {"fc": dense(3, 4), "out": dense(4, 2)})
+    with pytest.raises(ValueError, match="is float64, which JAX without x64 would narrow to float32"):
+        interop.match(net, wide).to_jax(net)
+    with x64():
+        assert interop.match(net, wide).to_jax(net)["fc"]["bias"].dtype == np.float64
+
+
+def test_values_are_copies():
+    net = nn.Linear(3, 3)
+    pair = interop.match(net, dense(3, 3))
+    values = pair.to_jax(net)
+    old = np.asarray(values["kernel"]).copy()
+    with torch.no_grad():
+        net.weight.zero_()
+    np.testing.assert_array_equal(values["kernel"], old)
+    back = pair.to_torch(values)
+    back["weight"].zero_()
+    np.testing.assert_array_equal(values["kernel"], old)
+    assert np.asarray(values["kernel"]).flags.c_contiguous and back["weight"].is_contiguous()
+
+
+# --- parameters: gradients, moments, masks, objects ---
+
+
+def test_parameters_cross_in_any_dtype_and_come_back():
+    net = net_of(attn=nn.MultiheadAttention(6, 2), conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(16, 2), bn=nn.BatchNorm1d(2))
+    attn = {
+        **{name: {"kernel": shaped(6, 2, 3), "bias": shaped(2, 3)} for name in ("query", "key", "value")},
+        "out": {"kernel": shaped(2, 3, 6), "bias": shaped(6)},
+    }
+    params = {"attn": attn, "conv": conv(3, 3, 4), "fc": dense(16, 2), "bn": {"scale": shaped(2), "bias": shaped(2)}}
+    pair = interop.match(net, {"params": params, "batch_stats": {"bn": {"mean": shaped(2), "var": shaped(2)}}})
+    rng = np.random.default_rng(0)
+    for make in (
+        lambda p: torch.tensor(rng.integers(0, 99, tuple(p.shape)), dtype=torch.int32),
+        lambda p: torch.tensor(rng.random(tuple(p.shape)) > 0.5),
+        lambda p: torch.tensor(rng.random(tuple(p.shape)), dtype=torch.bfloat16),
+    ):
+        values = {name: make(p) for name, p in net.named_parameters()}
+        tree = pair.parameters_to_jax(values)
+        assert jax.tree.structure(tree) == jax.tree.structure(params)
+        back = pair.parameters_to_torch(tree)
+        assert list(back) == list(values) and all(torch.equal(back[name], x) for name, x in values.items())
+    weight = torch.arange(32.0).reshape(2, 16)  # behind the flatten: rows permuted like the weight's
+    moved = pair.parameters_to_jax({**{k: torch.zeros(v.shape) for k, v in values.items()}, "fc.weight": weight})
+    np.testing.assert_array_equal(moved["fc"]["kernel"], weight.T.reshape(4, 4, 2).swapaxes(0, 1).reshape(16, 2))
+
+    groups = {name: "decay" if p.ndim > 1 else "none" for name, p in net.named_parameters()}
+    spread = pair.spread(groups)
+    assert spread["attn"]["query"] == {"kernel": "decay", "bias": "none"} and spread["fc"]["kernel"] == "decay"
+    assert jax.tree.structure(spread) == jax.tree.structure(params)
+
+
+def test_parameters_are_refused_by_name():
+    net = net_of(lstm=nn.LSTM(3, 4), fc=nn.Linear(4, 2))
+    gates = {f"h{g}": dense(4, 4) for g in "ifgo"} | {f"i{g}": {"kernel": shaped(3, 4)} for g in "ifgo"}
+    pair = interop.match(net, {"lstm": gates, "fc": dense(4, 2)})
+    ones = {name: torch.ones_like(p) for name, p in net.named_parameters()}
+    with pytest.raises(ValueError, match="bias.*added up have gradients and moments of their own"):
+        pair.parameters_to_jax(ones)
+    with pytest.raises(ValueError, match="bias.*added up have gradients and moments of their own"):
+        pair.parameters_to_torch(pair.to_jax(net))
+    pair = interop.match(net.fc, dense(4, 2))
+    for values, text in [
+        ({"weight": torch.ones(2, 4)}, "values lack 'bias'"),
+        ({"weight": torch.ones(2, 4), "bias": torch.ones(2), "bais": 1}, "values have 'bais'.*nearest names: bias"),
+        ({"weight": torch.ones(4, 2), "bias": torch.ones(2)}, r"'weight' has the shape \(4, 2\), must be \(2, 4\)"),
+        ({"weight": torch.ones(5, 2, 4), "bias": torch.ones(2)}, "leading axes do not cross"),
+        ({"weight": torch.ones(2, 4).double(), "bias": torch.ones(2)}, "'weight' is float64, which JAX without x64"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            pair.parameters_to_jax(values)
+    with pytest.raises(TypeError, match="'weight' is a builtins.float, not an array"):
+        pair.parameters_to_jax({"weight": 1.0, "bias": 2.0})
+    with pytest.raises(TypeError, match="values must be a dict by parameter name"):
+        pair.parameters_to_jax(torch.ones(2))
+    with pytest.raises(ValueError, match="values lack 'bias'"):
+        pair.spread({"weight": 1})
+
+
+def test_one_leaf_of_several_parameters_takes_one_object():
+    net = net_of(lstm=nn.LSTM(3, 4), fc=nn.Linear(4, 2))
+    gates = {f"h{g}": dense(4, 4) for g in "ifgo"} | {f"i{g}": {"kernel": shaped(3, 4)} for g in "ifgo"}
+    pair = interop.match(net, {"lstm": gates, "fc": dense(4, 2)})
+    one = dict.fromkeys(pair.parameters, "a")
+    assert set(jax.tree.leaves(pair.spread(one))) == {"a"}
+    with pytest.raises(ValueError, match=r"made of several parameters, which must agree; got .*'lstm.bias_hh_l0': 'b'"):
+        pair.spread({**one, "lstm.bias_hh_l0": "b"})
+
+
+def test_what_only_one_side_trains_is_refused_for_parameters():
+    net = nn.Module()
+    net.register_buffer("table", torch.ones(4, 3))
+    net.scale = nn.Parameter(torch.ones(2))
+    pair = interop.match(net, {"params": {"table": shaped(4, 3), "scale": shaped(2)}})
+    assert set(pair.to_jax(net)["params"]) == {"table", "scale"}
+    with pytest.raises(ValueError, match="'table' is a parameter of the flax side, but a buffer in PyTorch"):
+        pair.parameters_to_jax({"scale": torch.ones(2)})
+    pair = interop.match(net, {"params": {"table": shaped(4, 3)}, "state": {"scale": shaped(2)}})
+    with pytest.raises(ValueError, match="'scale' and 'state.scale' are linked, but only one side trains them"):
+        pair.parameters_to_jax({"scale": torch.ones(2)})
+
+
+# --- memory ---
+
+
+MEMORY = """
+import os, threading, time
+import numpy as np, torch, jax
+from funcreg import interop
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def stacked(n, depth):
+    net = torch.nn.Sequential(*(torch.nn.Linear(n, n, bias=False) for _ in range(depth)))
+    leaf = {"kernel": jax.ShapeDtypeStruct((n, n), np.float32)}
+    return net, {f"Dense_{i}": leaf for i in range(depth)}
+
+net, flax = stacked(3, 2)
+interop.match(net, flax).to_jax(net)  # what is loaded and compiled once
+net, flax = stacked(500, 60)
+size = 60 * 500 * 500 * 4
+before, peak, done = resident(), 0, False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, resident())
+        time.sleep(0.0002)
+
+thread = threading.Thread(target=watch)
+thread.start()
+pair = interop.match(net, flax)
+values = pair.to_jax(net)
+done = True
+thread.join()
+print((max(peak, resident()) - before) / size)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the resident memory is read from /proc")
+def test_memory_is_one_copy_beside_the_model():
+    """60 MB of parameters: with the model's own that is two copies, and some leaves on their way."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment, check=True)
+    assert 0.9 < float(run.stdout) < 1.5

@@ -1,6 +1,8 @@
 """Every rule: outputs, gradients and statistics of a layer and its twin agree, and every array comes back."""
 
+import doctest
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,8 @@ from flax import nnx
 from torch import nn
 
 from interop import rules
+
+pytestmark = pytest.mark.relaxed_promotion  # flax mixes dtypes and ranks
 
 F64 = {"param_dtype": jnp.float64}
 
@@ -230,6 +234,13 @@ CASES = {
         integers=5,
     ),
     "layer_norm": norm(nn.LayerNorm, "LayerNorm", 4, 1e-6),
+    "layer_norm over channels and space": Case(
+        lambda: nn.LayerNorm((3, 4, 5), 1e-6),
+        lambda: linen.LayerNorm(reduction_axes=(-1, -2, -3), feature_axes=(-3, -2, -1), use_fast_variance=False, **F64),
+        None,
+        ((2, 3, 4, 5),),
+        image=True,
+    ),
     "layer_norm without bias": norm(nn.LayerNorm, "LayerNorm", 4, 1e-6, bias=False),
     "rms_norm": norm(nn.RMSNorm, "RMSNorm", 4, 1e-6),
     "rms_norm without eps": norm(nn.RMSNorm, "RMSNorm", 4, epsilon=float(np.finfo(np.float64).eps)),
@@ -336,7 +347,6 @@ RUNS = [  # both starts in both modes where the mode matters, else one start in 
 ]
 
 
-@pytest.mark.relaxed_promotion  # flax adds a scale of one axis to arrays of several
 @pytest.mark.parametrize(("name", "kind", "start", "train"), RUNS)
 def test_a_layer_and_its_twin_agree(name: str, kind: str, start: str, train: bool, x64: Any) -> None:
     """Outputs, gradients by parameters and inputs, statistics; from PyTorch's arrays and from flax's."""
@@ -456,49 +466,45 @@ class Recurrent(linen.Module):
         return x
 
 
-def recurrent_of_nnx() -> Any:
-    def layer(features: int) -> Any:
-        cells = [nnx.LSTMCell(features, 4, rngs=nnx.Rngs(i), **F64) for i in range(2)]
-        return nnx.Bidirectional(*(nnx.RNN(cell, rngs=False) for cell in cells), rngs=False)
+class RecurrentOfNnx(nnx.List):
+    """And nnx's."""
 
-    return nnx.List([layer(3), layer(8)])
+    def __init__(self) -> None:
+        super().__init__()
+        for features in (3, 8):
+            cells = [nnx.LSTMCell(features, 4, rngs=nnx.Rngs(0), **F64) for _ in range(2)]
+            self.append(nnx.Bidirectional(*(nnx.RNN(cell, rngs=False) for cell in cells), rngs=False))
+
+    def __call__(self, x: Any) -> Any:
+        zeros = jnp.zeros((2, 2, 2, 4))
+        for layer in self:
+            x = layer(x, initial_carry=tuple(map(tuple, zeros)))
+        return x
 
 
-@pytest.mark.parametrize("by", ["whole", "parts"])
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
-def test_layers_and_directions_of_an_lstm(kind: str, by: str, x64: Any) -> None:
-    case = Case(
-        lambda: nn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True),
-        Recurrent,
-        recurrent_of_nnx,
-        ((2, 5, 3),),
-    )
+def test_layers_and_directions_of_an_lstm(kind: str, x64: Any) -> None:
+    """As a whole and cell by cell."""
+    module, x = nn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True), ((2, 5, 3),)
+    case = Case(lambda: module.double(), Recurrent, RecurrentOfNnx, x)
+    if kind == "linen":
+        cells = [f"OptimizedLSTMCell_{i}" for i in range(4)]
+    else:
+        cells = [f"{i}.{way}_rnn.cell" for i in range(2) for way in ("forward", "backward")]
     with x64():
-        module, twin, (x,) = case.torch().double(), Twin(case, kind), case.draw()
-        if by == "whole":
-            links = rules.links_of(module, twin.shapes)
-        else:
-            cells = ["OptimizedLSTMCell_0.", "OptimizedLSTMCell_1.", "OptimizedLSTMCell_2.", "OptimizedLSTMCell_3."]
-            if kind == "nnx":
-                cells = [f"{i}.{which}_rnn.cell." for i in range(2) for which in ("forward", "backward")]
-            links = []
-            for cell, part in zip(cells, rules.parts(module), strict=True):
-                shapes = {k.removeprefix(cell): shape for k, shape in twin.shapes.items() if k.startswith(cell)}
-                assert shapes in rules.leaves_of(part)
-                links += [one.under("", cell[:-1]) for one in rules.links_of(part, shapes)]
-        theirs = across(links, {k: v.detach().numpy() for k, v in module.state_dict().items()}, "jax")
-        assert {k: x.shape for k, x in theirs.items()} == twin.shapes
-        if kind == "linen":
-            y, _ = twin({k: jnp.asarray(v) for k, v in theirs.items()}, (jnp.asarray(x),), True)
-        else:
-            state = nnx.from_flat_state(
-                [(path, old.replace(jnp.asarray(theirs[twin._dotted(path)]))) for path, old in twin.flat]
-            )
-            y = jnp.asarray(x)
-            for layer in nnx.merge(twin.graph, state, twin.rest):
-                zeros = (jnp.zeros((2, 4)), jnp.zeros((2, 4)))
-                y = layer(y, initial_carry=(zeros, zeros))
-        assert_close(module(torch.tensor(x))[0].detach().numpy(), y, "output")
+        twin, (x,) = Twin(case, kind), case.draw()
+        ours = {k: v.detach().numpy() for k, v in case.torch().state_dict().items()}
+        theirs = across(rules.links_of(module, twin.shapes), ours, "jax")
+        links = []
+        for cell, part in zip(cells, rules.parts(module), strict=True):
+            shapes = {k.removeprefix(f"{cell}."): shape for k, shape in twin.shapes.items() if k.startswith(cell)}
+            assert shapes in rules.leaves_of(part)
+            links += [one.under("", cell) for one in rules.links_of(part, shapes)]
+        assert {k: x.tobytes() for k, x in across(links, ours, "jax").items()} == {
+            k: x.tobytes() for k, x in theirs.items()
+        }
+        run = jax.jit(lambda arrays, x: twin(arrays, (x,), True)[0])
+        assert_close(module(torch.tensor(x))[0].detach().numpy(), run(theirs, x), "output")
 
 
 @pytest.mark.parametrize(
@@ -534,3 +540,225 @@ def test_directions_in_an_order_of_their_own_are_told_by_their_names() -> None:
     layers = {f"layer_{i}.{k}": shape for i in range(11) for k, shape in cell.items()}
     links = rules.links_of(nn.LSTM(4, 4, num_layers=11), layers)
     assert all(one.jax[0].startswith(f"layer_{i // 3}.") for i, one in enumerate(links))  # layer_2 before layer_10
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes", "sentence"),
+    [
+        (
+            nn.Linear(3, 4),
+            {"kernel": (4, 3), "bias": (4,)},
+            "Linear(in_features=3, out_features=4, bias=True): kernel should be (3, 4) in the flax layer and is (4, 3)",
+        ),
+        (nn.Linear(3, 4), {"kernel": (3, 4)}, "bias (4,) is missing in the flax layer"),
+        (
+            nn.Linear(3, 4, bias=False),
+            {"kernel": (3, 4), "bias": (4,)},
+            "bias (4,) of the flax layer has no counterpart",
+        ),
+        (
+            nn.Linear(6, 4),
+            {"kernel": (2, 2, 4), "bias": (4,)},
+            "kernel should be (6, 4) in the flax layer and is (2, 2, 4)",
+        ),
+        (
+            nn.Linear(4, 6),
+            {"kernel": (4, 2, 3), "bias": (3, 2)},
+            "kernel should be (4, 6) in the flax layer and is (4, 2, 3)",
+        ),
+        (nn.Conv2d(3, 4, 3), {"kernel": (4, 3, 3, 3), "bias": (4,)}, "kernel should be (3, 3, 3, 4)"),
+        (nn.ConvTranspose2d(3, 4, 2), {"kernel": (3, 3, 3, 4), "bias": (4,)}, "kernel should be (2, 2, 3, 4)"),
+        (
+            nn.BatchNorm2d(4),
+            {"scale": (4,), "bias": (4,)},
+            "mean (4,) is missing in the flax layer; var (4,) is missing",
+        ),
+        (
+            nn.MultiheadAttention(4, 2),
+            {"query.kernel": (4, 4, 1)},
+            "key.kernel (4, 2, 2) is missing in the flax layer",
+        ),
+        (nn.LSTM(3, 4), {"cell.ii.kernel": (3, 4)}, "cell.hf.kernel (4, 4) is missing in the flax layer"),
+        (
+            nn.LSTM(3, 4, num_layers=2),
+            {"dense_i.kernel": (3, 16)},
+            "its 2 cells are not the cells of the flax layer, which has dense_i.kernel (3, 16)",
+        ),
+        (nn.PReLU(3), {"negative_slope": ()}, "negative_slope should be (3,) in the flax layer and is ()"),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else "",
+)
+def test_what_does_not_fit_is_told_by_name_and_both_shapes(module: nn.Module, shapes: Any, sentence: str) -> None:
+    assert not rules.fits(module, shapes)
+    with pytest.raises(rules.Mismatch, match=re.escape(sentence)):
+        rules.links_of(module, shapes)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (nn.ConvTranspose2d(4, 4, 3, groups=2), "groups=2 has no twin: flax's ConvTranspose has no groups"),
+        (nn.BatchNorm2d(4, track_running_stats=False), "track_running_stats=False has no twin"),
+        (nn.MultiheadAttention(4, 2, add_bias_kv=True), "add_bias_kv=True and add_zero_attn=True have no twin"),
+        (nn.MultiheadAttention(4, 2, add_zero_attn=True), "add_bias_kv=True and add_zero_attn=True have no twin"),
+        (nn.LSTM(3, 4, bias=False), "bias=False has no twin: flax's cells have biases, which would be trained"),
+        (nn.LSTM(3, 4, proj_size=2), "proj_size=2 has no twin"),
+        (nn.LazyLinear(4), "weight belongs to a lazy module and has no shape yet; run the model once"),
+        (
+            nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)),
+            "its array parametrizations.weight.original0 (4, 1) is in no",
+        ),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, nn.Module) else "",
+)
+def test_what_has_no_twin_is_refused_with_the_reason(module: nn.Module, reason: str) -> None:
+    for ask in (rules.leaves_of, lambda module: rules.links_of(module, {"kernel": (3, 4)})):
+        with pytest.raises(rules.Mismatch, match=re.escape(reason)):
+            ask(module)
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes", "twin"),
+    [
+        (nn.LayerNorm(4, bias=False), {"scale": (4,)}, linen.RMSNorm()),
+        (nn.LayerNorm(4), {"scale": (4,), "bias": (4,)}, linen.GroupNorm(2)),
+        (nn.GroupNorm(2, 4), {"scale": (4,), "bias": (4,)}, linen.InstanceNorm()),
+        (nn.Conv1d(4, 4, 3), {"kernel": (3, 4, 4), "bias": (4,)}, linen.ConvTranspose(4, (3,))),
+        (nn.Conv1d(4, 4, 3), {"kernel": (3, 4, 4), "bias": (4,)}, linen.ConvLocal(4, (3,))),
+    ],
+)
+def test_other_layers_of_the_same_arrays_are_refused(module: nn.Module, shapes: Any, twin: Any) -> None:
+    assert rules.fits(module, shapes) and not rules.fits(module, shapes, twin)
+    with pytest.raises(rules.Mismatch, match=f"flax's {type(twin).__name__} are not the same layer, whatever"):
+        rules.links_of(module, shapes, twin)
+
+
+def test_the_convention_of_a_transposed_convolution_is_that_of_its_twin_or_stated() -> None:
+    module, shapes = nn.ConvTranspose1d(3, 3, 3), {"kernel": (3, 3, 3), "bias": (3,)}
+    weight = module.weight.detach().numpy()
+    for twin, expected in (
+        (linen.ConvTranspose(3, (3,)), np.transpose(weight, (2, 0, 1))[::-1]),
+        (linen.ConvTranspose(3, (3,), transpose_kernel=True), np.transpose(weight, (2, 1, 0))),
+    ):
+        link, _ = rules.links_of(module, shapes, twin)
+        assert link.note == "" and (link.to_jax(weight)[0] == expected).all()
+    link, _ = rules.links_of(module, shapes)
+    assert link.note == "transpose_kernel=False, flax's default: assumed, for transpose_kernel=True has the same shapes"
+    assert (link.to_jax(weight)[0] == np.transpose(weight, (2, 0, 1))[::-1]).all()
+    (link, _) = rules.links_of(nn.ConvTranspose1d(3, 4, 3), {"kernel": (3, 4, 3), "bias": (4,)})
+    assert link.note == ""  # only transpose_kernel=True has these shapes
+
+
+def test_a_norm_over_channels_and_space_follows_the_channels() -> None:
+    weight = np.arange(24).reshape(2, 3, 4)
+    module = nn.LayerNorm((2, 3, 4))
+    for shape, expected in (((2, 3, 4), weight), ((3, 4, 2), np.moveaxis(weight, 0, -1))):
+        for link in rules.links_of(module, {"scale": shape, "bias": shape}):
+            assert (link.to_jax(weight)[0] == expected).all() and link.note == ""
+            assert (link.to_torch(expected)[0] == weight).all()
+    link, _ = rules.links_of(nn.LayerNorm((3, 3)), {"scale": (3, 3), "bias": (3, 3)})
+    assert link.note.startswith("the axes in PyTorch's order: assumed")
+
+
+def test_several_axes_of_the_input_are_linked_in_order() -> None:
+    weight = np.arange(24).reshape(4, 6)
+    (link,) = rules.links_of(nn.Linear(6, 4, bias=False), {"kernel": (2, 3, 4)}, linen.DenseGeneral(4, (-2, -1)))
+    assert link.note == "PyTorch's 6 input features taken to be in the order of flax's axes (2, 3)"
+    assert (link.to_jax(weight)[0] == weight.T.reshape(2, 3, 4)).all()
+    assert (link.to_torch(weight.T.reshape(2, 3, 4))[0] == weight).all()
+
+
+def test_a_slope_for_each_channel_needs_a_layer_that_has_them() -> None:
+    (link,) = rules.links_of(nn.PReLU(3), {"negative_slope": (3,)})
+    assert link.torch == ("weight",) and rules.leaves_of(nn.PReLU(3)) == [{"negative_slope": (3,)}]
+    assert rules.leaves_of(nn.PReLU()) == [{"negative_slope": ()}, {"negative_slope": (1,)}]
+
+
+def test_what_flax_does_not_have_is_said_with_the_reason() -> None:
+    assert list(rules.without_twin(nn.BatchNorm2d(4))) == ["num_batches_tracked"]
+    assert "flax counts no batches" in rules.without_twin(nn.BatchNorm2d(4))["num_batches_tracked"]
+    assert rules.without_twin(nn.Linear(3, 4)) == {}
+
+
+def test_units_and_their_parts() -> None:
+    """What a rule speaks of is not looked into; a recurrent module of several cells is that many."""
+    assert rules.covers(nn.MultiheadAttention(4, 2)) and rules.covers(nn.LSTM(3, 4))
+    assert not rules.covers(nn.Sequential(nn.Linear(3, 4))) and not rules.covers(nn.ReLU())
+    one, several = nn.LSTM(3, 4), nn.GRU(3, 4, num_layers=2, bidirectional=True)
+    assert rules.parts(one) == [one]
+    assert [part.suffix for part in rules.parts(several)] == ["_l0", "_l0_reverse", "_l1", "_l1_reverse"]
+    assert rules.leaves_of(several) == []  # wherever the cells are
+
+
+class Scale(nn.Module):
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(n))
+        self.register_buffer("seen", torch.zeros(()))
+
+
+@pytest.fixture
+def own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
+
+
+@pytest.mark.parametrize("module", [Scale(3), nn.Bilinear(2, 3, 4), nn.EmbeddingBag(3, 4)])
+def test_a_layer_without_a_rule_names_the_remedy(module: nn.Module) -> None:
+    with pytest.raises(rules.NoRule, match=rf"{type(module).__name__}; declare it: interop.rules.register\("):
+        rules.links_of(module, {})
+    assert not rules.covers(module) and not rules.fits(module, {})
+
+
+def test_a_subclass_with_a_forward_of_its_own_has_no_rule() -> None:
+    class Standardized(nn.Conv2d):
+        def _conv_forward(self, *args: Any) -> Any:
+            raise NotImplementedError
+
+    class Named(nn.Linear):
+        pass
+
+    with pytest.raises(rules.NoRule, match="Standardized is a Conv2d with a forward of its own"):
+        rules.leaves_of(Standardized(3, 4, 3))
+    assert rules.leaves_of(Named(3, 4)) == rules.leaves_of(nn.Linear(3, 4))
+
+
+def test_a_rule_of_ones_own(own_rules: None) -> None:
+    rules.register(
+        Scale,
+        lambda module: [rules.link("gain", "scale")],
+        differences=lambda module, twin: [f"{twin} counts nothing"],
+        without_twin={"seen": "a counter"},
+    )
+    (link,) = rules.links_of(Scale(3), {"scale": (3,)})
+    assert (link.torch, link.jax) == (("gain",), ("scale",)) and rules.covers(Scale(3))
+    assert rules.leaves_of(Scale(3)) == [{"scale": (3,)}] and rules.without_twin(Scale(3)) == {"seen": "a counter"}
+    assert rules.differences(Scale(3), "It") == ["It counts nothing"]
+    with pytest.raises(rules.Mismatch, match=re.escape("scale should be (3,) in the flax layer and is (4,)")):
+        rules.links_of(Scale(3), {"scale": (4,)})
+
+    rules.register(
+        nn.Linear, lambda module: [rules.link("weight", "w"), rules.link("bias", "b")]
+    )  # one may know better
+    assert rules.leaves_of(nn.Linear(3, 4)) == [{"w": (4, 3), "b": (4,)}]
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [("gain", "its array seen () is in no link"), ("gain seen other", "the rule links an array other")],
+)
+def test_a_rule_that_forgets_an_array_is_refused(names: str, sentence: str, own_rules: None) -> None:
+    rules.register(Scale, lambda module: [rules.link(name, name) for name in names.split()])
+    with pytest.raises(rules.Mismatch, match=re.escape(sentence)):
+        rules.leaves_of(Scale(3))
+
+
+def test_the_example_of_register_runs(own_rules: None) -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(rules.register, globs={})
+    assert doctest.DocTestRunner().run(example).failed == 0 and example.examples
+
+
+def test_names_of_layers_go_in_front() -> None:
+    link = rules.link("weight", "kernel").under("net.0", "Dense_0")
+    assert (link.torch, link.jax) == (("net.0.weight",), ("Dense_0.kernel",))
+    assert (link.under("", "").torch, link.under("", "params").jax) == (("net.0.weight",), ("params.Dense_0.kernel",))
