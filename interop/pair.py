@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from funcreg._selectors import nearest
 
-from . import _flax, _table, arrays, optimizers
+from . import _flax, _table, arrays
 from ._refusals import TO_NUMPY, checked, refuse_narrowing
 from .links import Link
 
 if TYPE_CHECKING:
+    import optax
+    from torch.optim import Optimizer
+
     import funcreg.jax
     import funcreg.torch
+
+    from .optimizers import TorchOptimizerState
 
 Tree = Any
 
@@ -287,21 +290,29 @@ class Pair:
 
     def optimizer_to_jax(
         self, optimizer: Optimizer, scheduler: Any = None, steps_per_epoch: int = 1
-    ) -> tuple[optax.GradientTransformation, optimizers.TorchOptimizerState]:
+    ) -> tuple[optax.GradientTransformation, TorchOptimizerState]:
         """`optimizers.optimizer_to_jax` of this pair: the transformation and its state, mid-run."""
-        return optimizers.optimizer_to_jax(self, optimizer, scheduler, steps_per_epoch)
+        from .optimizers import optimizer_to_jax
+
+        return optimizer_to_jax(self, optimizer, scheduler, steps_per_epoch)
 
     def optimizer_to_torch(self, opt_state: Any, optimizer: Optimizer) -> None:
         """`optimizers.optimizer_to_torch` of this pair: a state is written into an optimizer of torch.optim."""
-        optimizers.optimizer_to_torch(self, opt_state, optimizer)
+        from .optimizers import optimizer_to_torch
+
+        optimizer_to_torch(self, opt_state, optimizer)
 
     def opt_state_to_jax(self, state: Any) -> Any:
         """`optimizers.opt_state_to_jax` of this pair: states of `funcreg.torch`, a `TrainState` as well."""
-        return optimizers.opt_state_to_jax(self, state)
+        from .optimizers import opt_state_to_jax
+
+        return opt_state_to_jax(self, state)
 
     def opt_state_to_torch(self, state: Any) -> Any:
         """`optimizers.opt_state_to_torch` of this pair: states of `funcreg.jax` and optax, a `TrainState` as well."""
-        return optimizers.opt_state_to_torch(self, state)
+        from .optimizers import opt_state_to_torch
+
+        return opt_state_to_torch(self, state)
 
     # --- plumbing ---
 

@@ -252,7 +252,7 @@ GROUPED = [
     (torch.optim.Adamax, [{"betas": (0.5, 0.9)}, {"eps": 0.1}, {"weight_decay": 0.1}]),
     (torch.optim.Adadelta, [{"rho": 0.5}, {"eps": 0.1}, {"weight_decay": 0.1}]),
     (torch.optim.NAdam, [{"momentum_decay": 0.4}, {"betas": (0.5, 0.9)}, {"weight_decay": 0.1}]),
-    (torch.optim.RAdam, [{"betas": (0.9, 0.99)}, {"betas": (0.6, 0.5)}, {"weight_decay": 0.1, "eps": 0.1}]),
+    (torch.optim.RAdam, [{"betas": (0.9, 0.99)}, {"betas": (0.6, 0.6)}, {"weight_decay": 0.1, "eps": 0.1}]),
 ]
 
 
@@ -615,57 +615,62 @@ def test_a_state_of_optax_that_means_something_else_is_refused(cls, options, tx,
 # --- an attached penalty ---
 
 ATTACHED = [
-    (torch.optim.SGD, {}),
-    (torch.optim.SGD, {"momentum": 0.9, "dampening": 0.3}),
-    (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
-    (torch.optim.Adam, {}),
-    (torch.optim.Adam, {"amsgrad": True, "weight_decay": 0.1}),
-    (torch.optim.AdamW, {"weight_decay": 0.5}),
-    (torch.optim.RMSprop, {"weight_decay": 0.1}),
+    (torch.optim.SGD, {}, 6),
+    (torch.optim.SGD, {"momentum": 0.9, "dampening": 0.3}, 6),
+    (torch.optim.SGD, {"momentum": 0.9, "dampening": 0.3}, 0),
+    (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}, 6),
+    (torch.optim.Adam, {}, 0),
+    (torch.optim.Adam, {"amsgrad": True, "weight_decay": 0.1}, 6),
+    (torch.optim.AdamW, {"weight_decay": 0.5}, 6),
+    (torch.optim.RMSprop, {"weight_decay": 0.1}, 6),
 ]
 
 
-@pytest.mark.parametrize(("cls", "options"), ATTACHED, ids=label)
-def test_an_attached_penalty_crosses_with_the_optimizer(cls, options, x64):
-    """The same zeros, and the rest to a few units in the last place; the embedding has rows without a gradient."""
-    net = away_from_zero(Net())
-    optimizer = cls(
-        [{"params": [net.hidden.weight], "lr": 0.02}, {"params": [net.embed.weight, net.out.bias]}], lr=0.01, **options
-    )
-    penalty = fr.l1(0.5).on("hidden.weight") + fr.l2(0.1).on("hidden")
-    rows = fr.group_lasso if cls is torch.optim.SGD else fr.l1  # a group in a diagonal metric takes long to compile
-    penalty = penalty + (rows(0.3, axis=-1) if rows is fr.group_lasso else rows(0.3)).on("embed.weight")
+def attached(net, cls, options):
+    """Two groups; the last bias has no part of the penalty."""
+    groups = [{"params": [net.hidden.weight], "lr": 0.02}, {"params": [net.embed.weight, net.out.bias]}]
+    optimizer = cls(groups, lr=0.01, **options)
+    # a group in a diagonal metric takes long to compile
+    rows = fr.group_lasso(0.3, axis=-1) if cls is torch.optim.SGD else fr.l1(0.05)
+    penalty = fr.l1(0.5).on("hidden.weight") + fr.l2(0.1).on("hidden") + rows.on("embed.weight")
     fr.attach(optimizer, net, penalty)
+    return optimizer
+
+
+def close(got, net, units):
+    return all(
+        np.max(np.abs((got[name] - p).numpy())) <= units * np.spacing(float(p.abs().max()))
+        for name, p in own(net).items()
+    )
+
+
+@pytest.mark.parametrize(("cls", "options", "start"), ATTACHED)
+def test_an_attached_penalty_crosses_with_the_optimizer(cls, options, start, x64):
+    """The same zeros, and the rest to units of the leaf; two rows of the embedding never have a gradient."""
+    net = away_from_zero(Net())
+    optimizer = attached(net, cls, options)
     grads = draw(net, 30)
     for grad in grads:
         grad["embed.weight"][2:4] = 0
-    torch_steps(net, optimizer, grads[:6])
+    torch_steps(net, optimizer, grads[:start])
     with x64():
         pair = net_pair(net)
         tx, state = pair.optimizer_to_jax(optimizer)
-        params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads[6:26], jit=True)
-        torch_steps(net, optimizer, grads[6:26])
+        params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads[start:26], jit=True)
+        torch_steps(net, optimizer, grads[start:26])
         got = pair.parameters_to_torch(params)
-        for name, p in own(net).items():
-            assert np.array_equal(got[name] == 0, p == 0), name
-            assert np.max(np.abs((got[name] - p).numpy())) <= 4 * ULP * np.spacing(float(p.abs().max())), name
+        assert close(got, net, 4 * ULP)
+        assert all(torch.equal(got[name] == 0, p == 0) for name, p in own(net).items())
         back = away_from_zero(Net())
-        again = cls(
-            [{"params": [back.hidden.weight], "lr": 0.02}, {"params": [back.embed.weight, back.out.bias]}],
-            lr=0.01,
-            **options,
-        )
-        fr.attach(again, back, penalty)
+        again = attached(back, cls, options)
         pair = net_pair(back)
         load(back, pair, params)
         pair.optimizer_to_torch(state, again)
     torch_steps(net, optimizer, grads[26:])
     torch_steps(back, again, grads[26:])
-    for name, p in own(net).items():
-        assert np.max(np.abs((back.get_parameter(name).detach() - p).numpy())) <= 8 * ULP * np.spacing(
-            float(p.abs().max())
-        )
-    assert {k for s in again.state.values() for k in s} == {k for s in optimizer.state.values() for k in s}
+    assert close(own(back), net, 8 * ULP)
+    kept, written = ({i: s.keys() for i, s in o.state_dict()["state"].items()} for o in (optimizer, again))
+    assert kept == written
 
 
 def test_an_attached_penalty_gives_zeros_in_the_run_above(x64):
@@ -927,7 +932,7 @@ def test_a_state_that_is_not_whole_is_refused():
             pair.optimizer_to_jax(optimizer)
 
 
-def test_complex_parameters_and_deleted_nets_are_refused():
+def test_complex_and_replaced_parameters_are_refused():
     net = Dense()
     pair = dense_pair(net)
     optimizer = torch.optim.Adam(net.parameters())
@@ -937,9 +942,6 @@ def test_complex_parameters_and_deleted_nets_are_refused():
     ):
         pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
     with pytest.raises(ValueError, match="is no parameter of the net of this pair"):
-        pair.optimizer_to_jax(optimizer)
-    del net
-    with pytest.raises(ValueError, match="the PyTorch model that was matched has been deleted"):
         pair.optimizer_to_jax(optimizer)
 
 

@@ -230,7 +230,7 @@ def fraction(optimizer):
         ),
         (
             moved,
-            "CosineAnnealingLR, whose rate for group 0 is 0.0.* at its step 3, but the optimizer's is 0.5: it was changed by hand",
+            "CosineAnnealingLR, whose rate for group 0 is 0.0.* at its step 3, but the optimizer's is 0.5: it was ch",
         ),
         (fraction, "CosineAnnealingWarmRestarts, that was stepped by fractions"),
         (type("Own", (schedulers.ExponentialLR,), {}), "Own, which is not known"),
