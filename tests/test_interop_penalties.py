@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import funcreg.jax as frj
 import funcreg.torch as frt
 from cases import CASES, STEP
 from funcreg import interop
