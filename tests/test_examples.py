@@ -120,6 +120,30 @@ def checkpoint_resume(n: Numbers) -> None:
     assert n.pop("arrays whose bits differ") == 0
 
 
+def port_mlp(n: Numbers) -> None:
+    assert 0 < n.pop("logits apart") < 1e-14
+    assert 0 < n.pop("weights apart") < 1e-13  # 200 steps of weights up to 1, each rounded at 1e-16: seen 3e-16
+    assert n.pop("weights apart, fresh") > 0.05
+    zeros = n.pop("exact zeros in PyTorch")
+    assert n.pop("exact zeros in JAX") == zeros == pytest.approx(3070, abs=300)
+    assert n.pop("zero in one only") == n.pop("reloaded") == 0
+
+
+def port_convnet(n: Numbers) -> None:
+    assert 0 < n.pop("eval apart") < 1e-13 and 0 < n.pop("train apart") < 1e-12 and 0 < n.pop("came back") < 1e-13
+    assert 0 < n.pop("gradients apart") < 1e-11  # seen 6e-14: sums of 128 images, of either sign
+    assert n.pop("accuracy: PyTorch") == n.pop("accuracy: ported") > 0.95
+    assert n.pop("accuracy: as it lies") < 0.3
+
+
+def port_transformer(n: Numbers) -> None:
+    assert 0 < n.pop("apart after the second third") < 1e-13 and 0 < n.pop("apart after the last third") < 1e-13
+    assert n.pop("keys' biases after the second third") < 1e-8
+    assert n.pop("decay: AdamW's own") > 0.02
+    assert n.pop("rate apart") < 1e-17
+    assert n.pop("accuracy") > 0.8
+
+
 CHECKS: dict[str, Callable[[Numbers], None]] = {
     check.__name__: check
     for check in (
@@ -131,6 +155,9 @@ CHECKS: dict[str, Callable[[Numbers], None]] = {
         gradient_accumulation,
         per_example,
         checkpoint_resume,
+        port_mlp,
+        port_convnet,
+        port_transformer,
     )
 }
 

@@ -983,7 +983,7 @@ def test_sources_are_checked_as_a_whole_and_by_name(x64):
         (
             ValueError,
             kernel.astype(jnp.bfloat16),
-            "'fc.kernel' is bfloat16, but 'fc.weight' of the PyTorch side is float32",
+            "'fc.kernel' is bfloat16, but 'fc.weight' of the PyTorch model is float32",
         ),
         (TypeError, shaped(3, 4), "'fc.kernel' is a ShapeDtypeStruct"),
         (TypeError, "kernel", "'fc.kernel' is a builtins.str"),
@@ -1002,9 +1002,7 @@ def test_sources_are_checked_as_a_whole_and_by_name(x64):
     with pytest.raises(RuntimeError, match="called while JAX traces a function"):
         jax.jit(lambda x: (pair.to_jax(net), x)[1])(1.0)
     double = interop.match(net.double(), {"fc": dense(3, 4), "out": dense(4, 2)})
-    assert double.notes == (
-        "fc.weight and 3 more: float64 in PyTorch, float32 in flax; values do not cross until they agree",
-    )
+    assert double.notes == ("fc.weight and 3 more: float64 in PyTorch, float32 in flax; values keep their own",)
     wide = jax.tree.map(lambda x: shaped(*x.shape, dtype=np.float64), {"fc": dense(3, 4), "out": dense(4, 2)})
     with pytest.raises(ValueError, match="is float64, which JAX without x64 would narrow to float32"):
         interop.match(net, wide).to_jax(net)

@@ -51,7 +51,7 @@ DIFFERENT = {
         linen.LayerNorm(feature_axes=(-2, -1), **NORM),
         "reduction_axes is (-1,), it must be (-2, -1)",
     ),
-    "fast variance": (nn.LayerNorm(4, 1e-6), linen.LayerNorm(), "no correct digits where the mean is large"),
+    "fast variance": (nn.LayerNorm(4, 1e-6), linen.LayerNorm(), "no correct digit where the mean is large"),
     "groups": (nn.GroupNorm(2, 4, 1e-6), linen.GroupNorm(4, **NORM), "num_groups is 4, it must be 2"),
     "group size": (nn.GroupNorm(1, 4, 1e-6), linen.GroupNorm(None, 2, **NORM), "num_groups is 2, it must be 1"),
     "momentum": (nn.BatchNorm1d(4), linen.BatchNorm(**NORM), "momentum is 0.99, it must be 0.9"),
