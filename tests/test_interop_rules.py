@@ -678,7 +678,7 @@ def test_a_slope_for_each_channel_needs_a_layer_that_has_them() -> None:
     assert rules.leaves_of(nn.PReLU()) == [{"negative_slope": ()}, {"negative_slope": (1,)}]
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(
     k=st.integers(1, 4),
     s=st.integers(1, 3),
