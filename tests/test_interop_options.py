@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -224,7 +224,9 @@ def test_what_else_a_layer_does_is_said() -> None:
     assert "1 forward hooks" in rules.differences(module, linen.Dense(4))[0]
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
+@example(3, 2, 1, 1, "SAME")  # where the size is odd
+@example(3, 2, 1, 1, "SAME_LOWER")  # everywhere
 @given(
     st.integers(1, 4),
     st.integers(1, 3),
