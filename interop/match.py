@@ -51,7 +51,8 @@ def match(
             (`module.bind(variables)`). Leaves may be abstract (`jax.eval_shape`).
         rename: name of a PyTorch layer, module or array, or a glob, -> the name on the flax side, or None: this has no
             partner and stays as it was. A `*` stands for one component or a part of one and is copied:
-            `{"encoder": "Encoder_0", "blocks.*.attn.q": "blocks_*.attention.query", "aux": None}`.
+            `{"encoder": "Encoder_0", "blocks.*.attn.q": "blocks_*.attention.query"}`; names for None are globs as in
+            `.on`: `{"aux": None, "*.mask": None}`.
         flatten: name or glob of a dense layer, or of a norm beside it, -> the channels of the image that was flattened
             in front of it, or None: its rows stay as they are. A tuple is for rows and columns: `{"fc": (None, 64)}`
             for a dense layer whose output is made an image of 64 channels.

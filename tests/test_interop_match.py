@@ -454,6 +454,9 @@ PAIRED = {
         squares("q", "k", "v", "o"), flax_squares("key", "out", "query", "value"),
         {"q": "query", "k": "key", "v": "value", "o": "out"},
     ),
+    "abbreviations without vowels, sorted": (
+        squares("rslt", "attn"), flax_squares("attention", "result"), {"rslt": "result", "attn": "attention"}
+    ),
     "wq, wk, wv, wo": (
         squares("wq", "wk", "wv", "wo"), flax_squares("key", "out", "query", "value"),
         {"wq": "query", "wk": "key", "wv": "value", "wo": "out"},
@@ -590,6 +593,10 @@ def test_rename_none_leaves_subtrees_out():
     pair = interop.match(net, flax_squares("fc"), rename={"aux": None})
     assert twins_of(pair) == {"fc": "fc"}
     assert interop.match(net, flax_squares("fc"), rename={"aux.*": None}).notes == pair.notes
+    deep = net_of(a=net_of(b=Bare(4, 3)))
+    assert interop.match(deep, BARE, rename={"*.mask": None}).notes == (
+        "left out: a.b.mask; to_torch gives what they are now",
+    )
 
 
 # --- refusals ---
@@ -604,6 +611,10 @@ REFUSED = {
     "names of different things": (squares("gate", "up"), flax_squares("wide", "narrow"), {}, (
         "cannot tell which is which", "PyTorch  gate, up", "correct and paste: rename={'gate': 'wide', 'up': 'narrow'}",
     )),
+    "gains and offsets": (
+        nn.ParameterDict({"gamma": torch.ones(3), "beta": torch.ones(3)}), {"scale": shaped(3), "bias": shaped(3)}, {},
+        ("the order pairs names that speak of different things",),
+    ),
     "unknown order": (squares("gate", "up"), flax_squares("a", "c"), {}, ("the order on flax's side is not known",)),
     "numbers against definition": (squares("fc2", "fc1"), flax_squares("Dense_0", "Dense_1"), {}, (
         "the order on PyTorch's side is not known",
