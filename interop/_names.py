@@ -15,7 +15,7 @@ Label = tuple[tuple[str, tuple[int, ...]], ...]  # per component: its letters an
 _KINDS = frozenset(
     "linear dense fc lin conv convolution convtranspose deconv norm layernorm batchnorm groupnorm rmsnorm instancenorm "
     "bn ln gn rms layer layers block blocks module modules net seq sequential list proj projection embed embedding emb "
-    "general d b h l w kernel weight bias scale".split()
+    "general d b h l w".split()
 )
 # Words for one kind of layer.
 _SYNONYMS = {

@@ -1,12 +1,13 @@
 """`rename=`: partners that the user names, of layers, of whole subtrees or of single arrays, with globs.
 
 A `*` stands for one component or a part of it (`blocks.*.attn` -> `Block_*.attention`) and is copied to the other side.
+What has no partner is named as in a selector (`.on`), where it also crosses dots.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from funcreg._selectors import nearest
+from funcreg._selectors import matches, nearest
 
 
 def resolve(
@@ -32,14 +33,17 @@ def resolve(
         if not isinstance(key, str) or not isinstance(value, str | None):
             raise TypeError(f"match: rename must be a dict of strings (or None for no partner), got {key!r}: {value!r}")
         pattern = re.compile("([^.]*)".join(map(re.escape, key.split("*"))))
-        hits = [(name, m) for name in ours if (m := pattern.fullmatch(name))]
+        if value is None:
+            hits = [(name, ()) for name in ours if matches(key, name)]
+        else:
+            hits = [(name, m.groups()) for name in ours if (m := pattern.fullmatch(name))]
         if not hits:
             raise ValueError(f"match: rename: the PyTorch side has no {key!r}; nearest names: {nearest(key, ours)}")
-        for name, m in hits:
+        for name, stars in hits:
             if name in by and found[name] != value:
                 raise ValueError(f"match: rename: {name!r} is renamed by {by[name]!r} and by {key!r}")
             by[name] = key
-            found[name] = value if value is None else _partner(key, value, m.groups())
+            found[name] = value if value is None else _partner(key, value, stars)
             if found[name] is not None and found[name] not in known:
                 raise ValueError(
                     f"match: rename: {name!r} -> {found[name]!r}, which the flax side has not; nearest names: "

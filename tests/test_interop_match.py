@@ -448,9 +448,14 @@ PAIRED = {
         squares("fc1", "fc2", "fc3"), flax_squares("fc0", "fc1", "fc2"), {"fc1": "fc0", "fc2": "fc1", "fc3": "fc2"}
     ),
     "equal names in another order": (squares("b", "a"), flax_squares("a", "b"), {"a": "a", "b": "b"}),
+    "equal names against the definition": (squares("l2", "l1"), flax_squares("l1", "l2"), {"l1": "l1", "l2": "l2"}),
+    "equal names against the calls": (squares("l1", "l2"), flax_squares("l2", "l1"), {"l1": "l1", "l2": "l2"}),
     "abbreviations, sorted": (
         squares("q", "k", "v", "o"), flax_squares("key", "out", "query", "value"),
         {"q": "query", "k": "key", "v": "value", "o": "out"},
+    ),
+    "abbreviations without vowels, sorted": (
+        squares("rslt", "attn"), flax_squares("attention", "result"), {"rslt": "result", "attn": "attention"}
     ),
     "wq, wk, wv, wo": (
         squares("wq", "wk", "wv", "wo"), flax_squares("key", "out", "query", "value"),
@@ -554,6 +559,10 @@ def test_rename_of_layers_subtrees_globs_and_arrays():
         rename={"fc.weight": "w", "fc.bias": "params.b"},
     )
     assert links_by_name(loose)["fc.weight",] == ("w",) and links_by_name(loose)["fc.bias",] == ("b",)
+    by_array = {"a.weight": "b.kernel", "a.bias": "b.bias"}
+    assert twins_of(interop.match(squares("a", "b"), flax_squares("a", "b"), rename=by_array)) == {"a": "b", "b": "a"}
+    whole = interop.match(nn.Linear(3, 4), {"w": shaped(3, 4), "b": shaped(4)}, rename={"weight": "w", "bias": "b"})
+    assert links_by_name(whole) == {("weight",): ("w",), ("bias",): ("b",)}
     net = net_of(fc=nn.Linear(3, 4), z=nn.Linear(4, 4))
     np.testing.assert_array_equal(loose.to_jax(net)["w"], net.fc.weight.detach().T)
 
@@ -584,6 +593,10 @@ def test_rename_none_leaves_subtrees_out():
     pair = interop.match(net, flax_squares("fc"), rename={"aux": None})
     assert twins_of(pair) == {"fc": "fc"}
     assert interop.match(net, flax_squares("fc"), rename={"aux.*": None}).notes == pair.notes
+    deep = net_of(a=net_of(b=Bare(4, 3)))
+    assert interop.match(deep, BARE, rename={"*.mask": None}).notes == (
+        "left out: a.b.mask; to_torch gives what they are now",
+    )
 
 
 # --- refusals ---
@@ -598,6 +611,10 @@ REFUSED = {
     "names of different things": (squares("gate", "up"), flax_squares("wide", "narrow"), {}, (
         "cannot tell which is which", "PyTorch  gate, up", "correct and paste: rename={'gate': 'wide', 'up': 'narrow'}",
     )),
+    "gains and offsets": (
+        nn.ParameterDict({"gamma": torch.ones(3), "beta": torch.ones(3)}), {"scale": shaped(3), "bias": shaped(3)}, {},
+        ("the order pairs names that speak of different things",),
+    ),
     "unknown order": (squares("gate", "up"), flax_squares("a", "c"), {}, ("the order on flax's side is not known",)),
     "numbers against definition": (squares("fc2", "fc1"), flax_squares("Dense_0", "Dense_1"), {}, (
         "the order on PyTorch's side is not known",
@@ -654,6 +671,18 @@ REFUSED = {
     "rename: twice": (squares("a", "b"), flax_squares("x", "y"), {"rename": {"a": "x", "b": "x"}}, (
         "'a' and 'b' are both renamed to 'x'",
     )),
+    "rename: not the same array": (
+        squares("a", "b"), flax_squares("x", "y"), {"rename": {"a.weight": "x.bias"}},
+        ("a.weight and x.bias are not the same array of a and x",),
+    ),
+    "rename: one layer for two": (
+        squares("a", "b"), flax_squares("x", "y"), {"rename": {"a.weight": "x.kernel", "a.bias": "y.bias"}},
+        ("'x.kernel' is part of the layer x (kernel (3, 3), bias (3,)); name the layer",),
+    ),
+    "rename: part of another entry": (
+        net_of(e=squares("a", "b")), {"x": flax_squares("a", "b")}, {"rename": {"e.a": "x", "e.b": "x.b"}},
+        ("'x.b' is part of what another entry renames",),
+    ),
     "rename: stars": (squares("a1", "a2"), flax_squares("x1", "x2"), {"rename": {"a*": "x1"}}, ("1 stars and 'x1' 0",)),
     "rename: two entries": (squares("a", "b"), flax_squares("x", "y"), {"rename": {"a": "x", "*": None}}, (
         "'a' is renamed by 'a' and by '*'",
