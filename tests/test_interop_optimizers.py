@@ -447,7 +447,7 @@ def test_float32_without_x64_agrees_to_float32_rounding(cls, options):
     pair = dense_pair(net)
     tx, state = pair.optimizer_to_jax(optimizer)
     params = pair.to_jax(net)
-    for grad in draw(net, 25):
+    for grad in draw(net, 12):
         before = own(copy.deepcopy(net))
         updates, state = tx.update(jax_grads(pair, grad), state, params)
         torch_steps(net, optimizer, [grad])
@@ -458,6 +458,26 @@ def test_float32_without_x64_agrees_to_float32_rounding(cls, options):
             assert np.max(np.abs(got[name].numpy() - want)) <= 4 * np.spacing(np.float32(2.0))
         params = pair.to_jax(net)  # from PyTorch's: the errors of single steps
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_narrow_parameters_round_as_in_torch(dtype, wide):
+    """A step at a time from the same parameters, moments running: rounded after the same operations."""
+    for cls in CLASSES:
+        net = away_from_zero(Dense(), dtype)
+        optimizer = cls(net.parameters(), lr=0.01)
+        grads = draw(net, 12)
+        with jax.enable_x64(wide):
+            pair = dense_pair(net)
+            tx, state = pair.optimizer_to_jax(optimizer)
+            params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads)
+            torch_steps(net, optimizer, grads)
+            assert all(
+                x.dtype == y.dtype for x, y in zip(*map(jax.tree.leaves, (params, pair.to_jax(net))), strict=True)
+            )
+            for name, got in pair.parameters_to_torch(params).items():
+                want = net.get_parameter(name).detach()
+                assert bool(((got - want).abs() <= 4 * torch.finfo(dtype).eps * want.abs()).all()), (cls, name)
 
 
 def test_float32_corrections_are_those_of_float64():
@@ -1039,8 +1059,19 @@ def test_nothing_is_written_unless_all_of_it_can_be():
         assert all(torch.equal(x, after["state"][i][k]) for i, s in before["state"].items() for k, x in s.items())
 
 
-def test_parameters_that_are_summed_or_left_out(x64):
-    """Two biases that are one in flax have moments of their own: refused. What `rename` leaves out does not cross."""
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}])
+def test_biases_that_are_one_in_flax_are_refused(options):
+    """Each of the two has a step of its own, so that their sum moves twice as far: no state is needed for that."""
+    net = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(2, 3)})
+    cell = nnx.OptimizedLSTMCell(2, 3, rngs=nnx.Rngs(0))
+    pair = interop.match(net, {"rnn": nnx.to_pure_dict(nnx.state(cell, nnx.Param))})
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, **options)
+    with pytest.raises(ValueError, match="bias_ih_l0.*added up have gradients and moments of their own"):
+        pair.optimizer_to_jax(optimizer)
+
+
+def test_what_rename_leaves_out_does_not_cross(x64):
+    """The other parameters do, and the state of those in PyTorch stays as it is."""
     net = away_from_zero(Net())
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     grads = draw(net, 6)
