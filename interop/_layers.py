@@ -139,9 +139,9 @@ def torch_nodes(
     """
     keys: dict[Path, list[str]] = {}
 
-    def walk(module: torch.nn.Module, path: Path) -> Node | None:
+    def walk(module: torch.nn.Module, path: Path, above: Iterable[str]) -> Node | None:
         prefix = "".join(f"{part}." for part in path)
-        under = [name for name in state if name.startswith(prefix)]
+        under = [name for name in above if name.startswith(prefix)]
         names = [name for name in under if name not in left_out]
         if not names:
             return None
@@ -161,12 +161,12 @@ def torch_nodes(
                 )
                 node.children.append(Node(bare.path, item=bare))
         for own, child in module._modules.items():
-            below = walk(child, (*path, own)) if child is not None else None
+            below = walk(child, (*path, own), under) if child is not None else None
             if below is not None:
                 node.children.append(below)
         return _without_wrapper(node)
 
-    return walk(net, ()) or Node(()), keys
+    return walk(net, (), state) or Node(()), keys
 
 
 def _layer(

@@ -15,11 +15,11 @@ the numbers; where a transformation has sorted them only the numbers are left.
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ._layers import Flax, Node, Torch, fits, form, kind_of
-from ._names import Path, distinct_roles, label, numbers, pair_by_label, pair_by_stem, same_role, stems
+from ._names import Path, distinct_roles, label, numbers, pair_by_label, pair_by_stem, roles, same_role, stems
 
 Keys = Mapping[Path, list[str] | None]
 Signature = tuple[tuple[int, int], ...]
@@ -36,6 +36,7 @@ class Pairing:
         pairs: the twins, with the evidence: "name", "order" or "shape".
         lonely: layers of kinds of which the sides have not equally many.
         unclear: nodes that nothing tells apart, with the reason.
+        crossed: pairs of which another node of the same region has the first one's name.
         counted: names of nodes whose order is only that of linen's numbers.
     """
 
@@ -45,6 +46,7 @@ class Pairing:
     pairs: list[tuple[Torch, Flax, str]] = field(default_factory=list)
     lonely: list[tuple[list[Torch], list[Flax]]] = field(default_factory=list)
     unclear: list[tuple[list[Node], list[Node], str]] = field(default_factory=list)
+    crossed: list[tuple[Node, Node, Path]] = field(default_factory=list)
     counted: list[str] = field(default_factory=list)
 
     def solve(self, ours: Sequence[Node], theirs: Sequence[Node]) -> None:
@@ -66,6 +68,7 @@ class Pairing:
             return tuple(sorted(Counter(kinds[item] for item in node.items() if item in kinds).items()))
 
         signatures = {node: signature(node) for node in (*ours, *theirs)}
+        by_label = {label(path[j:]): path for node in theirs for path in _paths(node)}
         while True:
             sizes = {node: sum(n for _, n in signatures[node]) for node in (*ours, *theirs)}
             ours, theirs = ([node for node in side if sizes[node]] for side in (ours, theirs))
@@ -83,6 +86,9 @@ class Pairing:
                     continue
                 ours, theirs = ([node for node in side if signatures[node] != s] for side in (ours, theirs))
                 for a, b, how in self._bijection(left, right, i, j):
+                    namesake = by_label.get(label(a.path[i:]), b.path)
+                    if how != "name" and _tells(a.path[i:]) and not _along(namesake, b.path):
+                        self.crossed.append((a, b, namesake))
                     if a.item is not None and b.item is not None:
                         self.pairs.append((a.item, b.item, how))
                     else:  # one of them may be an item: a unit that the other side keeps in a container of its own
@@ -123,6 +129,23 @@ class Pairing:
             if not unsorted and re.fullmatch(r"[A-Z]\w*_\d+", second[0].path[-1]):
                 self.counted += [".".join(y.path) for y in second]
         return [(a, b, "order") for a, b in zip(first, second, strict=True)]
+
+
+def _paths(node: Node) -> Iterator[Path]:
+    yield node.path
+    for child in node.children:
+        yield from _paths(child)
+
+
+def _tells(path: Path) -> bool:
+    """Whether a name says what a layer is for, by words and not by a number."""
+    return bool(roles(path[-1:])) and not any(n for _, n in label(path))
+
+
+def _along(a: Path, b: Path) -> bool:
+    """Whether one path is a leading part of the other: a layer and what it is wrapped in."""
+    n = min(len(a), len(b))
+    return a[:n] == b[:n]
 
 
 def _kinds(left: Sequence[Torch], right: Sequence[Flax]) -> dict[Torch | Flax, int]:
@@ -194,10 +217,10 @@ def _names_object(ours: Sequence[Path], theirs: Sequence[Path]) -> bool:
     if len(set(map(stems, ours))) == 1 or len(set(map(stems, theirs))) == 1:
         return False
     labels = {label(path): n for n, path in enumerate(theirs)}
-    roles, their_roles = distinct_roles(ours), distinct_roles(theirs)
+    our_roles, their_roles = distinct_roles(ours), distinct_roles(theirs)
     for n, path in enumerate(ours):
-        if roles[n] and labels.get(label(path), n) != n:
+        if our_roles[n] and labels.get(label(path), n) != n:
             return True
-        if roles[n] and their_roles[n] and not same_role(roles[n], their_roles[n]):
+        if our_roles[n] and their_roles[n] and not same_role(our_roles[n], their_roles[n]):
             return True
     return False

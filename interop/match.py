@@ -133,7 +133,7 @@ class _Match:
                 pairing.solve([node], [partner])
         pairing.solve([ours], [theirs])
         _refuse_unpaired(pairing)
-        _refuse_crossed_names(pairing, list(theirs.items()))
+        _refuse_crossed(pairing)
         return self._result(pairing, everything, strict)
 
     # --- rename ---
@@ -216,7 +216,7 @@ class _Match:
                         )
                     fed[name] = first
                 rows.append(self._row(link, by, also))
-        self._check_leaves(everything, pairs, rows)
+        self._check_fed(rows)
         notes = [
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
             for text, names in said.remarks.items()
@@ -297,28 +297,29 @@ class _Match:
         ours = tuple(tuple(self.state[name].shape) for name in link.torch)
         return Row(link, ours, tuple(self.side.leaves[name].shape for name in link.jax), by, also)
 
-    def _check_leaves(self, everything: list[Torch], pairs: Iterable[Any], rows: list[Row]) -> None:
-        """Every leaf of the flax side is fed, every array of a paired layer crosses."""
+    def _check_fed(self, rows: list[Row]) -> None:
         fed = {name for row in rows for name in row.link.jax}
         empty = [name for name in self.side.leaves if name not in fed]
         if empty:
             raise ValueError(f"match: no array of the PyTorch side feeds the flax leaves {', '.join(empty)}")
 
     def _note_ties(self, rows: list[Row], notes: list[str]) -> None:
-        leaves: dict[str, list[str]] = {}
+        names: dict[str, list[str]] = {}
+        for name, first in self.first.items():
+            names.setdefault(first, []).append(name)
+        links: dict[str, list[Link]] = {}
         for row in rows:
             for name in row.link.torch:
-                leaves.setdefault(name, []).extend(row.link.jax)
-        for name in dict.fromkeys(self.first.values()):
-            names = [other for other, first in self.first.items() if first == name]
-            links = [row for row in rows if name in row.link.torch]
-            if len(names) > 1 and len(links) == 1:
-                notes.append(f"{' = '.join(names)} are tied, and are one in flax: {', '.join(leaves[name])}")
-            elif len(links) > 1:
+                links.setdefault(name, []).append(row.link)
+        for name, found in links.items():
+            leaves = [leaf for link in found for leaf in link.jax]
+            if len(found) > 1:
                 notes.append(
-                    f"{' = '.join(names)} are tied in PyTorch but not in flax: {' and '.join(leaves[name])} get the "
+                    f"{' = '.join(names[name])} are tied in PyTorch but not in flax: {' and '.join(leaves)} get the "
                     "same values; gradients and optimizer state do not cross"
                 )
+            elif len(names[name]) > 1:
+                notes.append(f"{' = '.join(names[name])} are tied, and are one in flax: {', '.join(leaves)}")
 
     def _note_dtypes(self, rows: list[Row], notes: list[str]) -> None:
         found: dict[tuple[str, str], list[str]] = {}
@@ -493,15 +494,11 @@ def _why_not(ours: Torch, theirs: Flax) -> str:
     return ""
 
 
-def _refuse_crossed_names(pairing: Pairing, theirs: list[Flax]) -> None:
-    """Two layers of one meaningful name whose shapes keep them apart, while others have taken their places."""
-    from ._names import label, roles
-
-    by_label = {label(y.path): y for y in theirs if y.path and roles(y.path[-1:])}
-    for ours, partner, by in pairing.pairs:
-        twin = by_label.get(label(ours.path)) if ours.path else None
-        if by != "rename" and twin is not None and twin is not partner and not partner.repeats:
-            raise ValueError(
-                f"match: {ours} fits {partner} by its arrays, but has the name of {twin}; one of the models may be "
-                f"wrong; rename={{{ours.name!r}: {partner.name!r}}} says that this is meant"
-            )
+def _refuse_crossed(pairing: Pairing) -> None:
+    """Nodes with the name of another one, from which their shapes keep them apart."""
+    for ours, partner, namesake in pairing.crossed:
+        text = f"{ours.item or _named(ours)} fits {partner.item or _named(partner)} by its arrays"
+        raise ValueError(
+            f"match: {text}, but has the name of {'.'.join(namesake)}; one of the models may be wrong; "
+            f"rename={{{_named(ours)!r}: {_named(partner)!r}}} says that this is meant"
+        )

@@ -611,6 +611,11 @@ REFUSED = {
         net_of(enc=nn.Linear(3, 4), dec=nn.Linear(4, 3)), {"enc": dense(4, 3), "dec": dense(3, 4)}, {},
         ("enc (Linear: kernel (3, 4), bias (4,)) fits dec", "has the name of enc", "rename={'enc': 'dec'}"),
     ),
+    "crossed containers": (
+        net_of(encoder=mlp((3, 3, 3)), decoder=mlp((3, 3, 3, 3))),
+        {"decoder": flax_squares("Dense_0", "Dense_1"), "encoder": flax_squares("Dense_0", "Dense_1", "Dense_2")}, {},
+        ("decoder fits encoder by its arrays, but has the name of decoder",),
+    ),
     "a layer too many": (squares("a"), {"Dense_0": dense(3, 3), "out": dense(3, 4)}, {}, (
         "flax     out (kernel (3, 4), bias (4,))", "no partner for 0 of the PyTorch side and 1 of the flax side",
     )),
