@@ -935,6 +935,9 @@ def port_refusals(net):
     yield narrow, ValueError, "'exp_avg' in the state of 'hidden.weight' is torch.float64"
     other = torch.nn.Linear(2, 3)
     yield adam(other.parameters()), ValueError, r"parameter 0 of group 0 \(\[3, 2\]\) of the optimizer is no parameter"
+    wrapped = adam(net.parameters())
+    fr.attach(wrapped, torch.nn.Sequential(net), fr.l1(0.1))
+    yield wrapped, ValueError, "the penalty is attached for another module than the net of this pair"
     hooked = trained()
     hooked.register_step_pre_hook(my_hook)
     yield hooked, ValueError, "the optimizer has a step hook 'my_hook'"
@@ -994,6 +997,8 @@ def test_an_update_that_does_not_fit_is_refused():
         tx.update(params, state, {"hidden": {**params["hidden"], "scale": jnp.ones(3)}})
     with pytest.raises(ValueError, match="have no leaf 'hidden.bias', which the pair has matched"):
         tx.init({"hidden": {"kernel": params["hidden"]["kernel"]}})
+    with pytest.raises(ValueError, match="two leaves that are called 'hidden.bias'"):
+        tx.init({**params, "hidden.bias": jnp.zeros(3)})
     turned = {"hidden": {**params["hidden"], "kernel": params["hidden"]["kernel"].T}}
     with pytest.raises(ValueError, match=r"update of 'hidden.kernel' must have the shape \(2, 3\), got \(3, 2\)"):
         tx.update(turned, state, params)

@@ -68,6 +68,11 @@ def optimizer_to_jax(
     handle = handle_of(_WHERE, optimizer)
     penalty = None
     if handle is not None:
+        if handle._net is not pair.net:
+            raise ValueError(
+                f"{_WHERE}: the penalty is attached for another module than the net of this pair, whose names may "
+                "differ; attach it with the net that was matched"
+            )
         if settings.optimizer != "SGD":
             _refuse_split(pair, [name for name, _ in handle._bound.values()])
         penalty = pair.penalty_to_jax(handle.penalty)
