@@ -555,6 +555,10 @@ def test_it_is_a_transformation_like_others(x64):
         got, _ = chain.update(grads, chain.init(params), params)
         halves = jax.tree.map(lambda a, b: bool(np.allclose(a, b / 2, rtol=1e-6)), got, want)
         assert all(jax.tree.leaves(halves))
+        clipped = optax.chain(optax.clip_by_global_norm(1.0), tx)
+        _, after = clipped.update(grads, clipped.init(params), params)
+        pair.optimizer_to_torch(after, optimizer)
+        assert float(optimizer.state[net.hidden.bias]["step"]) == 1
         members = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), (params, grads))
         states = jax.vmap(tx.init)(members[0])
         updates, _ = jax.vmap(lambda g, s, p: tx.update(g, s, p))(members[1], states, members[0])
