@@ -3,6 +3,7 @@
 It needs both frameworks (`pip install 'funcreg[all]'`); each wing alone does without it.
 """
 
+from . import rules as rules
 from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch
 from .match import match as match

@@ -121,7 +121,9 @@ class _Seen:
         for dense, size in pending:
             above = dense.path[:-1]
             near = layer.path[: len(above)] == above or above[: len(layer.path) - 1] == layer.path[:-1]
-            if near and 1 < count < size and size % count == 0:
+            places = size // count
+            image = size % count == 0 and count > 1 and places > (1 if _axes(module) == 1 else 3)
+            if near and image:  # two or three places in a plane are scales and shifts
                 norm = isinstance(dense.module, _NORMS)
                 says = f"{{{dense.name!r}: {count if norm else (None, count)}}}"
                 asked.append(

@@ -145,12 +145,13 @@ def torch_nodes(
         names = [name for name in under if name not in left_out]
         if not names:
             return None
+        arrays = [name for name in under if not is_count(name)]
         keys[path] = [*module._parameters, *module._buffers, *module._modules]
         try:
             parts, why = (rules.parts(module) if rules.rule_of(module) else []), ""
         except rules.NoRule as error:
             parts, why = [], str(error)
-        if parts and not any(name in left_out and not is_count(name) for name in under):
+        if parts and not any(name in left_out and isinstance(state[name], torch.Tensor) for name in arrays):
             return _layer(path, parts, prefix, names, first, keys)
         node = Node(path)
         for own in (*module._parameters, *module._buffers):

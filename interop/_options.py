@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import torch
+from torch import nn
 
 from . import _padding as _pads
 from ._recurrent import Cell
@@ -145,11 +146,10 @@ def recurrent(module: Any, twin: Any) -> Iterator[Option | str]:
         yield Option("reverse", reverse, twin.reverse)
         yield Option("keep_order", reverse or twin.keep_order, twin.keep_order)  # no matter if it is not reversed
         return
-    kind = type(module).__name__.removesuffix("Cell")
-    if kind in ("LSTM", "GRU"):
+    if hasattr(twin, "gate_fn"):
         yield Option("gate_fn", "sigmoid", _function(twin.gate_fn))
     yield Option("activation_fn", getattr(module, "nonlinearity", "tanh"), _function(twin.activation_fn))
-    if kind == "LSTM":
+    if isinstance(module, nn.LSTM | nn.LSTMCell):
         yield "the state is (h, c) in PyTorch and (c, h) in flax"
     if getattr(module, "dropout", 0.0):
         yield f"dropout={module.dropout} between the layers: flax's cells have none; put a Dropout between them"
@@ -192,7 +192,9 @@ def _dtype(module: Any, layer: Any) -> Option:
 
 
 def _unknown(layer: Any, looked_at: set[str]) -> Iterator[str]:
-    for name, parameter in inspect.signature(type(layer).__init__).parameters.items():
+    """On what flax's own class can be told when it is made, where that was told and nobody has looked at it."""
+    flax = next(cls for cls in type(layer).__mro__ if cls.__module__.startswith("flax."))
+    for name, parameter in inspect.signature(flax.__init__).parameters.items():
         initial = name.endswith(("_init", "_metadata")) and name != "carry_init"
         if name in looked_at or name in _NO_MATTER or initial or parameter.default is parameter.empty:
             continue

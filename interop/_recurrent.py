@@ -7,7 +7,7 @@ multiplies the second one: `n = tanh(W_in x + b_in + r * (W_hn h + b_hn))`.
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,14 +62,20 @@ def recurrent(*namings: Naming) -> Layouts:
     def layouts(module: Any, shapes: Shapes | None) -> list[Layout]:
         ours = [module] if isinstance(module, Cell) else cells(module)
         return [
-            Layout(
-                tuple(one for cell, prefix in zip(ours, prefixes, strict=True) for one in links(cell.suffix, prefix))
-            )
+            Layout(tuple(one for pair in zip(ours, prefixes, strict=True) for one in _placed(links, *pair)))
             for links in namings
             for prefixes in _prefixes(ours, links, shapes)
         ]
 
     return layouts
+
+
+def _placed(links: Naming, cell: Cell, prefix: str) -> list[Link]:
+    placed = links(cell.suffix, prefix)
+    if cell.reverse and prefix.count(".") and not _direction(prefix):
+        note = f"{prefix[:-1]} taken for the reverse direction by its place, its name does not tell"
+        placed[0] = replace(placed[0], note=note)
+    return placed
 
 
 def _prefixes(ours: list[Cell], links: Naming, shapes: Shapes | None) -> Iterator[list[str]]:
@@ -80,16 +86,21 @@ def _prefixes(ours: list[Cell], links: Naming, shapes: Shapes | None) -> Iterato
             yield ["forward_rnn.cell.", "backward_rnn.cell."]
         return
     names = {name for one in links("", "") for name in one.jax}
-    first = sorted(names)[0]
+    first = min(names)
     found = {name.removesuffix(first) for name in shapes if f".{name}".endswith(f".{first}")}
     prefixes = sorted((p for p in found if all(p + name in shapes for name in names)), key=_natural)
-    if len(prefixes) != len(ours):
-        return
-    for cell, prefix in zip(ours, prefixes, strict=True):
-        told = [word in prefix for word in ("forward", "backward")]
-        if any(told) and told[1] != cell.reverse and len(ours) > 1:
-            return
-    yield prefixes
+    told = [_direction(prefix) for prefix in prefixes]
+    if len(prefixes) == len(ours) and all(
+        len(ours) == 1 or way in ("", "backward" if cell.reverse else "forward")
+        for way, cell in zip(told, ours, strict=True)
+    ):
+        yield prefixes
+
+
+def _direction(prefix: str) -> str:
+    """What the names in flax say: `Bidirectional` calls its two halves forward_rnn and backward_rnn."""
+    ways = [way for part in prefix.split(".") for way in ("forward", "backward") if part.startswith(way)]
+    return ways[-1] if ways else ""
 
 
 def _natural(prefix: str) -> list[tuple[int, str]]:

@@ -145,28 +145,48 @@ class _Match:
         for name, partner in sorted(self.renamed.items(), key=lambda item: -item[0].count(".")):
             path = tuple(name.split("."))
             node = _find(ours, lambda n, path=path: n.path[: len(path)] == path)
-            if node is None and name in self.state:
-                node = _find(ours, lambda n, name=name: n.item is not None and name in n.item.names)
+            if node is not None:
+                regions.append((_taken(ours, node), self._taken_partner(theirs, partner)))
+                continue
+            node = _find(ours, lambda n, name=name: n.item is not None and name in n.item.names)
             if node is None:
                 raise ValueError(f"match: rename: {name!r} is part of what another entry renames, or left out")
-            other = self._flax_node(theirs, partner)
-            if other is None:
-                raise ValueError(f"match: rename: {partner!r} is part of what another entry renames")
-            item = node.item
-            if item is not None and item.module is not None and name in item.names and other.item.bare:
-                arrays.setdefault(item, {})[name] = partner
-                _detach(theirs, other)
-                continue
-            _detach(theirs, other)
-            if node.path:
-                _detach(ours, node)
-            regions.append((node, other))
+            arrays.setdefault(node.item, {})[name] = partner
         for item, named in arrays.items():
             node = _find(ours, lambda n, item=item: n.item is item)
             assert node is not None
-            regions.append((node, Node((), item=self._made_of(item, named))))
-            _detach(ours, node)
+            regions.append((_taken(ours, node), self._layer_of(theirs, item, named)))
         return regions
+
+    def _layer_of(self, theirs: Node, item: Torch, named: Mapping[str, str]) -> Node:
+        """The layer that holds the leaves which `rename` gives to arrays of a layer, or one put together from them."""
+        layers = {self._flax_node(theirs, partner) for partner in named.values()}
+        node = next(iter(layers))
+        if len(layers) > 1 or node is None or node.item.bare:
+            made = self._made_of(item, named)
+            for partner in named.values():
+                self._taken_partner(theirs, partner)
+            return Node((), item=made)
+        if _layers.fits(item, node.item):
+            links = rules.links_of(item.module, node.item.shapes, self.side.twin(node.path))
+            for name, partner in named.items():
+                if not any(
+                    name.removeprefix(item.prefix) in x.torch and partner in map(node.item.names.get, x.jax)
+                    for x in links
+                ):
+                    raise ValueError(
+                        f"match: rename: {name} and {partner} are not the same array of {item.name} and "
+                        f"{node.item.name}"
+                    )
+        return _taken(theirs, node)
+
+    def _taken_partner(self, theirs: Node, partner: str) -> Node:
+        node = self._flax_node(theirs, partner)
+        if node is None:
+            raise ValueError(f"match: rename: {partner!r} is part of what another entry renames")
+        if partner in self.side.leaves and node.item is not None and len(node.item.names) > 1:
+            raise ValueError(f"match: rename: {partner!r} is part of the layer {node.item}; name the layer")
+        return _taken(theirs, node)
 
     def _flax_node(self, theirs: Node, partner: str) -> Node | None:
         path = self.side.leaves[partner].path if partner in self.side.leaves else tuple(partner.split("."))
@@ -396,6 +416,13 @@ def _find(node: Node, wanted: Callable[[Node], bool]) -> Node | None:
     if wanted(node):
         return node
     return next((found for child in node.children if (found := _find(child, wanted)) is not None), None)
+
+
+def _taken(root: Node, node: Node) -> Node:
+    """A node, which is no longer part of its tree."""
+    taken = Node(node.path, node.children, node.item)
+    _detach(root, node)
+    return taken
 
 
 def _detach(root: Node, node: Node) -> None:

@@ -448,6 +448,8 @@ PAIRED = {
         squares("fc1", "fc2", "fc3"), flax_squares("fc0", "fc1", "fc2"), {"fc1": "fc0", "fc2": "fc1", "fc3": "fc2"}
     ),
     "equal names in another order": (squares("b", "a"), flax_squares("a", "b"), {"a": "a", "b": "b"}),
+    "equal names against the definition": (squares("l2", "l1"), flax_squares("l1", "l2"), {"l1": "l1", "l2": "l2"}),
+    "equal names against the calls": (squares("l1", "l2"), flax_squares("l2", "l1"), {"l1": "l1", "l2": "l2"}),
     "abbreviations, sorted": (
         squares("q", "k", "v", "o"), flax_squares("key", "out", "query", "value"),
         {"q": "query", "k": "key", "v": "value", "o": "out"},
@@ -554,6 +556,10 @@ def test_rename_of_layers_subtrees_globs_and_arrays():
         rename={"fc.weight": "w", "fc.bias": "params.b"},
     )
     assert links_by_name(loose)["fc.weight",] == ("w",) and links_by_name(loose)["fc.bias",] == ("b",)
+    by_array = {"a.weight": "b.kernel", "a.bias": "b.bias"}
+    assert twins_of(interop.match(squares("a", "b"), flax_squares("a", "b"), rename=by_array)) == {"a": "b", "b": "a"}
+    whole = interop.match(nn.Linear(3, 4), {"w": shaped(3, 4), "b": shaped(4)}, rename={"weight": "w", "bias": "b"})
+    assert links_by_name(whole) == {("weight",): ("w",), ("bias",): ("b",)}
     net = net_of(fc=nn.Linear(3, 4), z=nn.Linear(4, 4))
     np.testing.assert_array_equal(loose.to_jax(net)["w"], net.fc.weight.detach().T)
 
@@ -654,6 +660,18 @@ REFUSED = {
     "rename: twice": (squares("a", "b"), flax_squares("x", "y"), {"rename": {"a": "x", "b": "x"}}, (
         "'a' and 'b' are both renamed to 'x'",
     )),
+    "rename: not the same array": (
+        squares("a", "b"), flax_squares("x", "y"), {"rename": {"a.weight": "x.bias"}},
+        ("a.weight and x.bias are not the same array of a and x",),
+    ),
+    "rename: one layer for two": (
+        squares("a", "b"), flax_squares("x", "y"), {"rename": {"a.weight": "x.kernel", "a.bias": "y.bias"}},
+        ("'x.kernel' is part of the layer x (kernel (3, 3), bias (3,)); name the layer",),
+    ),
+    "rename: part of another entry": (
+        net_of(e=squares("a", "b")), {"x": flax_squares("a", "b")}, {"rename": {"e.a": "x", "e.b": "x.b"}},
+        ("'x.b' is part of what another entry renames",),
+    ),
     "rename: stars": (squares("a1", "a2"), flax_squares("x1", "x2"), {"rename": {"a*": "x1"}}, ("1 stars and 'x1' 0",)),
     "rename: two entries": (squares("a", "b"), flax_squares("x", "y"), {"rename": {"a": "x", "*": None}}, (
         "'a' is renamed by 'a' and by '*'",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -211,14 +211,22 @@ def test_what_else_a_layer_does_is_said() -> None:
     class Renamed(linen.Dense):
         pass
 
+    class Short(nnx.Linear):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            super().__init__(3, 4, precision="highest", rngs=rngs)
+
     module = nn.Linear(3, 4)
+    (said,) = rules.differences(module, nnx.eval_shape(lambda: Short(nnx.Rngs(0))))
+    assert said == "Short.precision is 'highest', of which PyTorch's layer has nothing"
     assert "Noisy is not flax's own layer" in rules.differences(module, Noisy(4))[0]
     assert rules.differences(module, Renamed(4)) == [] == rules.differences(module, None)
     module.register_forward_hook(print)
     assert "1 forward hooks" in rules.differences(module, linen.Dense(4))[0]
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
+@example(3, 2, 1, 1, "SAME")  # where the size is odd
+@example(3, 2, 1, 1, "SAME_LOWER")  # everywhere
 @given(
     st.integers(1, 4),
     st.integers(1, 3),

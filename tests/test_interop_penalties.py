@@ -1,6 +1,5 @@
 """`pair.penalty_to_jax` and back: value, gradient and prox are those of the twins, to the last digits."""
 
-import flax.linen as fnn
 import jax
 import numpy as np
 import pytest
@@ -11,95 +10,61 @@ import funcreg.jax as frj
 import funcreg.torch as frt
 from cases import CASES, STEP
 from funcreg import interop
+from wings import TORCH
 
 
-class Mha(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attn, self.fc = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 6)
+def dense(ins, outs):
+    return {"kernel": (ins, outs), "bias": (outs,)}
 
 
-class LinenMha(fnn.Module):
-    @fnn.compact
-    def __call__(self, x):
-        return fnn.Dense(6, name="fc")(fnn.MultiHeadDotProductAttention(2, name="attn")(x))
-
-
-class LinenMlp(fnn.Module):
-    @fnn.compact
-    def __call__(self, x):
-        return fnn.Dense(2, name="out")(fnn.Dense(4, name="hidden")(x))
-
-
-class Mlp(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.hidden, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
-
-
-class Convnet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.Linear(12, 4)
-
-
-class LinenConvnet(fnn.Module):
-    @fnn.compact
-    def __call__(self, x):
-        x = fnn.BatchNorm(use_running_average=True, name="norm")(fnn.Conv(3, (2, 2), padding="VALID", name="conv")(x))
-        return fnn.Dense(4, name="fc")(x.reshape(1, -1))
-
-
-class Embedder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed, self.fc = nn.Embedding(5, 3), nn.Linear(3, 4)
-
-
-class LinenEmbedder(fnn.Module):
-    @fnn.compact
-    def __call__(self, x):
-        return fnn.Dense(4, name="fc")(fnn.Embed(5, 3, name="embed")(x))
-
-
-NETS = {
-    "mlp": (Mlp, LinenMlp, np.zeros((1, 3), np.float32)),
-    "convnet": (Convnet, LinenConvnet, np.zeros((1, 3, 3, 2), np.float32)),
-    "mha": (Mha, LinenMha, np.zeros((1, 4, 6), np.float32)),
-    "embedding": (Embedder, LinenEmbedder, np.zeros((1, 3), np.int32)),
+# Layers of each layout: PyTorch's, and the shapes of flax's leaves; the dense layer reads a flatten of the convolution.
+# Few shapes, each of which JAX compiles for.
+LAYERS = {
+    "embed": (lambda: nn.Embedding(5, 4), {"embedding": (5, 4)}),
+    "hidden": (lambda: nn.Linear(4, 4), dense(4, 4)),
+    "conv": (lambda: nn.Conv2d(4, 4, 2), {"kernel": (2, 2, 4, 4), "bias": (4,)}),
+    "norm": (lambda: nn.BatchNorm2d(4), {"scale": (4,), "bias": (4,)}),
+    "fc": (lambda: nn.Linear(16, 4), dense(16, 4)),
+    "attn": (
+        lambda: nn.MultiheadAttention(4, 2),
+        {
+            **{name: {"kernel": (4, 2, 2), "bias": (2, 2)} for name in ("query", "key", "value")},
+            "out": {"kernel": (2, 2, 4), "bias": (4,)},
+        },
+    ),
 }
+CONVNET = ("conv", "norm", "fc")
 
 
-def pair_of(name):
-    """In float64; the parameters hold zeros, kinks and random numbers."""
-    make, linen, x = NETS[name]
+def pair_of(*layers):
+    """A model of these layers with its pair, in float64; the parameters hold zeros, kinks and random numbers."""
     torch.manual_seed(0)
-    net = make().double()
+    net = nn.Module()
+    for name in layers:
+        setattr(net, name, LAYERS[name][0]())
+    net = net.double()
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randn_like(p))
             p.view(-1)[::5] = 0.0
             if p.ndim > 1:
                 p[0] = 0.0  # a group
-    shapes = jax.eval_shape(linen().init, jax.random.key(0), x)
-    return net, interop.match(net, jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float64), shapes))
+    shapes = {"params": {name: LAYERS[name][1] for name in layers}}
+    if "norm" in layers:
+        shapes["batch_stats"] = {"norm": {"mean": (4,), "var": (4,)}}
+    leaf = lambda shape: jax.ShapeDtypeStruct(shape, np.float64)  # noqa: E731
+    return net, interop.match(net, jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple)))
 
 
 def same_value_grad_and_prox(pair, ours, theirs, params, metric=False):
     """Both wings on the same point, carried over by the pair; with a metric instead of a scalar step if asked."""
     steps = {name: STEP * (1 + torch.rand_like(p)) for name, p in params.items()} if metric else STEP
     their_steps = pair.parameters_to_jax(steps) if metric else STEP
-    smooth = all(part.rule.grad is not None for part in ours.parts)
-
-    @jax.jit
-    def functions(params, steps):
-        return theirs.value(params), theirs.grad(params) if smooth else None, theirs.prox(params, steps)
-
-    value, gradient, prox = functions(pair.parameters_to_jax(params), their_steps)
-    np.testing.assert_allclose(float(value), float(ours.value(params)), rtol=1e-12)
-    if smooth:
-        same(pair.parameters_to_torch(gradient), ours.grad(params))
-    same(pair.parameters_to_torch(prox), ours.prox(params, steps))
+    their_params = pair.parameters_to_jax(params)
+    np.testing.assert_allclose(float(theirs.value(their_params)), float(ours.value(params)), rtol=1e-12)
+    if all(part.rule.grad is not None for part in ours.parts):
+        same(pair.parameters_to_torch(theirs.grad(their_params)), ours.grad(params))
+    same(pair.parameters_to_torch(theirs.prox(their_params, their_steps)), ours.prox(params, steps))
 
 
 def same(got, wanted):
@@ -111,31 +76,39 @@ def same(got, wanted):
 SHARED = [case for case in CASES if case.record.factory != "custom"]
 
 
-@pytest.mark.parametrize("net_name", NETS)
 @pytest.mark.parametrize("case", SHARED, ids=str)
-def test_a_penalty_is_the_same_function_of_the_twins(case, net_name, x64):
-    net, pair = pair_of(net_name)
+def test_a_penalty_is_the_same_function_of_the_twins(case, x64):
+    net, pair = pair_of(*LAYERS)
     params = {name: p.detach() for name, p in net.named_parameters()}
     axis = case.options.get("axis")
     deepest = 0 if axis is None else max((-a for a in ([axis] if isinstance(axis, int) else axis)), default=0)
-    penalty = case.make(frt).on(lambda name, leaf: leaf.ndim >= deepest)
+    names = {name for name, p in params.items() if p.ndim >= deepest}
+    # the columns of the packed weight run through query, key and value, and so do their biases as one group
+    apart = {name for name in names if _groups_across_leaves(case, params[name]) and "in_proj" in name}
+    for name in apart:
+        with pytest.raises(ValueError, match=f"no axes of 'attn.query.*of 'attn.in_proj_.*{name[-4:]}'"):
+            pair.penalty_to_jax(case.make(frt).on(name))
+    penalty = case.make(frt).on(lambda name, leaf: name in names - apart)
     with x64():
-        try:
-            theirs = pair.penalty_to_jax(penalty)
-        except ValueError as error:
-            # the columns of a packed in_proj_weight run through query, key and value, which are three leaves in flax
-            assert net_name == "mha" and "no axes of" in str(error), error
-            penalty = penalty.on("!*in_proj*")
-            try:
-                theirs = pair.penalty_to_jax(penalty)
-            except ValueError as again:
-                assert "no axes of" in str(again)
-                penalty = penalty.on("fc")
-                theirs = pair.penalty_to_jax(penalty)
-        same_value_grad_and_prox(pair, penalty, theirs, params, metric=net_name == "mlp")
+        theirs = pair.penalty_to_jax(penalty)
+        same_value_grad_and_prox(pair, penalty, theirs, params)
         back = pair.penalty_to_torch(theirs)
-        np.testing.assert_allclose(float(back.value(params)), float(penalty.value(params)), rtol=1e-12)
-        same(back.prox(params, STEP), penalty.prox(params, STEP))
+    np.testing.assert_allclose(float(back.value(params)), float(penalty.value(params)), rtol=1e-12)
+    same(back.prox(params, STEP), penalty.prox(params, STEP))
+
+
+def test_groups_shrink_alike_in_a_metric(x64):
+    net, pair = pair_of("hidden")
+    params = {name: p.detach() for name, p in net.named_parameters()}
+    penalty = frt.sparse_group_lasso(0.125, 0.25, axis=-1).on("*.weight")
+    with x64():
+        same_value_grad_and_prox(pair, penalty, pair.penalty_to_jax(penalty), params, metric=True)
+
+
+def _groups_across_leaves(case, leaf):
+    """Whether a group of the case runs along the first axis of a PyTorch leaf."""
+    (axes, _) = case.resolved(TORCH, tuple(leaf.shape)) or ((), "")
+    return -leaf.ndim in axes
 
 
 # --- selectors ---
@@ -161,7 +134,7 @@ SELECTORS = {
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_selectors_select_the_twins(name):
-    net, pair = pair_of("convnet")
+    net, pair = pair_of(*CONVNET)
     selector, wanted = SELECTORS[name]
     params = {name: p.detach() for name, p in net.named_parameters()}
     theirs = pair.penalty_to_jax(frt.l1(0.1).on(selector))
@@ -177,18 +150,18 @@ def test_selectors_select_the_twins(name):
 
 
 def test_everything_stays_everything():
-    _, pair = pair_of("convnet")
+    _, pair = pair_of(*CONVNET)
     assert repr(pair.penalty_to_jax(frt.l1(0.1))) == "l1(0.1)"
     assert repr(pair.penalty_to_torch(frj.l2(0.5))) == "l2(0.5)"
 
 
 def test_a_selector_that_selects_nothing_selects_nothing():
-    _, pair = pair_of("mlp")
+    _, pair = pair_of("hidden", "fc")
     theirs = pair.penalty_to_jax(frt.l1(0.1).on(frt.norms))
     assert theirs.parts[0].selectors[0].function is frt.norms
     theirs = pair.penalty_to_jax(frt.l1(0.1).on(lambda name, leaf: False))
     tree = {name: {"kernel": np.ones(shape, np.float32), "bias": np.ones(shape[1], np.float32)}
-            for name, shape in (("hidden", (3, 4)), ("out", (4, 2)))}  # fmt: skip
+            for name, shape in (("hidden", (4, 4)), ("fc", (16, 4)))}  # fmt: skip
     assert selected(theirs, tree) == set()
 
 
@@ -208,15 +181,14 @@ def test_rows_of_a_table_and_names_with_brackets():
 # --- anchors, strengths ---
 
 
-@pytest.mark.parametrize("net_name", ["mlp", "mha"])
-def test_anchors_and_importances_cross_with_their_parameters(net_name, x64):
-    net, pair = pair_of(net_name)
+def test_anchors_and_importances_cross_with_their_parameters(x64):
+    net, pair = pair_of("attn", "hidden")
     params = {name: p.detach() for name, p in net.named_parameters()}
     anchor = {name: torch.randn_like(p) for name, p in params.items()}
     importance = {name: torch.rand_like(p) for name, p in params.items()}
-    scalars = {name: 0.5 + i for i, name in enumerate(params)}
-    first = next(iter(params))
-    for factors in (None, importance, scalars, {**importance, first: torch.tensor(2.0).double()}):
+    first, *others = params
+    mixed = {**importance, first: torch.tensor(2.0).double(), **dict.fromkeys(others[-2:], 0.5)}
+    for factors in (None, mixed):
         penalty = frt.anchored(frt.l2(0.3), anchor, factors) + 0.5 * frt.l1(0.25)
         with x64():
             theirs = pair.penalty_to_jax(penalty)
@@ -226,17 +198,17 @@ def test_anchors_and_importances_cross_with_their_parameters(net_name, x64):
 
 
 def test_an_anchor_has_the_leaves_that_are_selected():
-    net, pair = pair_of("mha")
+    net, pair = pair_of("attn", "fc")
     part = frt.anchored(frt.l2(0.3), {"fc.weight": net.fc.weight.detach().float()})
     assert list(pair.penalty_to_jax(part.on("fc.weight")).parts[0].anchor) == ["fc.kernel"]
     with pytest.raises(ValueError, match="the anchor of l2 lacks the leaf 'attn.in_proj_weight'"):
         pair.penalty_to_jax(part)
-    with pytest.raises(ValueError, match=r"the anchor of 'fc.weight' has the shape \(3,\), must be \(6, 6\)"):
+    with pytest.raises(ValueError, match=r"the anchor of 'fc.weight' has the shape \(3,\), must be \(4, 16\)"):
         pair.penalty_to_jax(frt.anchored(frt.l2(0.3), {"fc.weight": torch.ones(3)}).on("fc.weight"))
 
 
 def test_strengths_may_be_arrays_and_must_be_concrete(x64):
-    _, pair = pair_of("mlp")
+    _, pair = pair_of("hidden", "embed")
     theirs = pair.penalty_to_jax(torch.tensor(2.0) * frt.l1(torch.tensor(0.5)))
     assert isinstance(theirs.parts[0].strengths[0], jax.Array) and isinstance(theirs.parts[0].weight, jax.Array)
     back = pair.penalty_to_torch(theirs)
@@ -249,7 +221,7 @@ def test_strengths_may_be_arrays_and_must_be_concrete(x64):
 
 
 def test_per_stays_where_it_means_the_same_and_becomes_axes_elsewhere():
-    _, pair = pair_of("mha")
+    _, pair = pair_of("attn", "fc")
     penalty = frt.group_lasso(0.5, per="output")
     by_name = {}
     for part in pair.penalty_to_jax(penalty).parts:
@@ -263,7 +235,7 @@ def test_per_stays_where_it_means_the_same_and_becomes_axes_elsewhere():
     }  # fmt: skip
     back = pair.penalty_to_torch(pair.penalty_to_jax(penalty))
     assert all(dict(part.rule.options)["group_scale"] == "sqrt_size" for part in back.parts)
-    convnet = pair_of("convnet")[1]
+    convnet = pair_of(*CONVNET)[1]
     assert [dict(p.rule.options)["per"] for p in convnet.penalty_to_jax(penalty).parts] == ["output"]
 
 
@@ -271,8 +243,8 @@ def test_per_stays_where_it_means_the_same_and_becomes_axes_elsewhere():
 
 
 def test_what_cannot_cross_is_refused_by_name():
-    _, mha = pair_of("mha")
-    _, mlp = pair_of("mlp")
+    _, mha = pair_of("attn", "fc")
+    _, mlp = pair_of("hidden", "embed")
     recurrent = nn.Module()
     recurrent.lstm, recurrent.fc = nn.LSTM(3, 4), nn.Linear(4, 2)
     gates = {f"h{g}": {"kernel": np.zeros((4, 4), np.float32), "bias": np.zeros(4, np.float32)} for g in "ifgo"}

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from interop import rules
@@ -68,15 +70,15 @@ class Twin:
             self.mode = {"use_running_average": True} if isinstance(self.layer, linen.BatchNorm) else {}
             x = [case.to_flax(x) for x in case.draw()]
             self.tree = jax.eval_shape(lambda key: self.layer.init(key, *x, **self.mode), jax.random.key(0))
-            paths = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in self._paths(self.tree)}
-            self.shapes = {name.split(".", 1)[1]: x.shape for name, x in paths.items()}
-            self.statistics = {name.split(".", 1)[1] for name in paths if name.startswith("batch_stats")}
+            leaves = named(self.tree)  # behind the name of their collection
+            self.shapes = {name.split(".", 1)[1]: x.shape for name, x in leaves.items()}
+            self.statistics = {name.split(".", 1)[1] for name in leaves if name.startswith("batch_stats")}
         else:
             self.layer = nnx.eval_shape(make)
             self.graph, state, self.rest = nnx.split(self.layer, nnx.Any(nnx.Param, nnx.BatchStat), ...)
             self.flat = nnx.to_flat_state(state)
-            self.shapes = {self._dotted(path): variable.shape for path, variable in self.flat}
-            self.statistics = {self._dotted(p) for p, variable in self.flat if isinstance(variable, nnx.BatchStat)}
+            self.shapes = {dotted(path): variable.shape for path, variable in self.flat}
+            self.statistics = {dotted(p) for p, variable in self.flat if isinstance(variable, nnx.BatchStat)}
 
     @functools.partial(jax.jit, static_argnums=(0, 4), compiler_options={"xla_backend_optimization_level": 0})
     def run(self, parameters: Any, statistics: Any, x: Any, train: bool, direction: Any) -> Any:
@@ -89,34 +91,31 @@ class Twin:
         y, pull, new = jax.vjp(apply, parameters, floats, has_aux=True)
         return y, *pull(direction.reshape(y.shape)), new
 
-    @staticmethod
-    def _paths(tree: Any) -> Any:
-        return jax.tree_util.tree_flatten_with_path(tree)[0]
-
-    @staticmethod
-    def _dotted(path: Any) -> str:
-        return ".".join(map(str, path))
-
     def __call__(self, arrays: dict[str, Any], x: tuple[Any, ...], train: bool) -> tuple[Any, dict[str, Any]]:
         """Its output, and its statistics after it."""
         if self.kind == "linen":
-            leaves = [
-                arrays[jax.tree_util.keystr(path[1:], simple=True, separator=".")] for path, _ in self._paths(self.tree)
-            ]
+            leaves = [arrays[name.split(".", 1)[1]] for name in named(self.tree)]
             tree = jax.tree.unflatten(jax.tree.structure(self.tree), leaves)
             y, new = self.layer.apply(tree, *x, mutable=["batch_stats"], **dict.fromkeys(self.mode, not train))
             return y, new.get("batch_stats", {})
-        state = nnx.from_flat_state([(path, old.replace(arrays[self._dotted(path)])) for path, old in self.flat])
+        state = nnx.from_flat_state([(path, old.replace(arrays[dotted(path)])) for path, old in self.flat])
         layer = nnx.merge(self.graph, state, self.rest)
         layer.train() if train else layer.eval()
-        carry = (
-            {"initial_carry": layer.cell.initialize_carry((2, 3), nnx.Rngs(0))} if isinstance(layer, nnx.RNN) else {}
-        )
-        whole = (
-            {"sow_weights": True} if isinstance(layer, nnx.MultiHeadAttention) else {}
-        )  # else its softmax is float32
-        y = layer(*x, **carry, **whole)  # by itself an RNN draws its zeros, and counts that
-        return y, {self._dotted(path): x[...] for path, x in nnx.to_flat_state(nnx.state(layer, nnx.BatchStat))}
+        carry = {}
+        if isinstance(layer, nnx.RNN):  # which draws its zeros by itself, and counts that
+            carry["initial_carry"] = layer.cell.initialize_carry((2, 3), nnx.Rngs(0))
+        y = layer(*x, **carry)
+        return y, {dotted(path): x[...] for path, x in nnx.to_flat_state(nnx.state(layer, nnx.BatchStat))}
+
+
+def dotted(path: Any) -> str:
+    return ".".join(map(str, path))
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree of linen's, by dotted names."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
 
 
 def conv(n: int, i: int = 4, o: int = 4, bias: bool = True, groups: int = 1, size: int = 7, **kw: Any) -> Case:
@@ -517,7 +516,7 @@ def test_single_cells(cell: Any, twin: str, x64: Any) -> None:
         h, c = states
         carry = (c, h) if twin == "LSTMCell" else h
         tree = jax.eval_shape(layer.init, jax.random.key(0), carry, x)["params"]
-        flat = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in Twin._paths(tree)}
+        flat = named(tree)
         links = rules.links_of(module, {k: x.shape for k, x in flat.items()}, layer)
         theirs = across(links, {k: v.detach().numpy() for k, v in module.state_dict().items()}, "jax")
         params = jax.tree.unflatten(jax.tree.structure(tree), [theirs[k] for k in flat])
@@ -537,6 +536,11 @@ def test_directions_in_an_order_of_their_own_are_told_by_their_names() -> None:
         ("weight_ih_l0", "forward_rnn.cell.dense_i.kernel"),
         ("weight_ih_l0_reverse", "backward_rnn.cell.dense_i.kernel"),
     }
+    shapes = {f"{way}.0.{k}": shape for way in ("backward", "forward") for k, shape in cell.items()}
+    assert not rules.fits(nn.LSTM(4, 4, num_layers=2), shapes)  # two directions are not two layers
+    shapes = {f"feedforward.LSTM_{i}.{k}": shape for i in range(2) for k, shape in cell.items()}
+    notes = [one.note for one in rules.links_of(nn.LSTM(4, 4, bidirectional=True), shapes) if one.note]
+    assert notes == ["feedforward.LSTM_1 taken for the reverse direction by its place, its name does not tell"]
     layers = {f"layer_{i}.{k}": shape for i in range(11) for k, shape in cell.items()}
     links = rules.links_of(nn.LSTM(4, 4, num_layers=11), layers)
     assert all(one.jax[0].startswith(f"layer_{i // 3}.") for i, one in enumerate(links))  # layer_2 before layer_10
@@ -672,6 +676,40 @@ def test_a_slope_for_each_channel_needs_a_layer_that_has_them() -> None:
     (link,) = rules.links_of(nn.PReLU(3), {"negative_slope": (3,)})
     assert link.torch == ("weight",) and rules.leaves_of(nn.PReLU(3)) == [{"negative_slope": (3,)}]
     assert rules.leaves_of(nn.PReLU()) == [{"negative_slope": ()}, {"negative_slope": (1,)}]
+
+
+@settings(max_examples=6)
+@given(
+    k=st.integers(1, 4),
+    s=st.integers(1, 3),
+    d=st.integers(1, 2),
+    p=st.integers(0, 3),
+    groups=st.integers(1, 2),
+    features=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    extra=st.integers(0, 2),
+    transpose_kernel=st.booleans(),
+)
+def test_convolutions_of_any_options(
+    k: int, s: int, d: int, p: int, groups: int, features: tuple[int, int], extra: int, transpose_kernel: bool
+) -> None:
+    """Of one axis, which is enough to mix up sizes."""
+    (i, o), span = features, d * (k - 1) + 1
+    options = {"kernel_size": k, "stride": s, "dilation": d, "padding": p, "groups": groups}
+    cases = [
+        conv(1, groups * i, groups * o, size=span + extra, **options),
+        conv_transpose(
+            1, i, o, k, s, min(p, span - 1), min(extra, max(s, d) - 1), d, transpose_kernel=transpose_kernel
+        ),
+    ]
+    with jax.enable_x64(True):
+        for case in cases:
+            module, twin, (x,) = case.torch().double(), Twin(case, "linen"), case.draw()
+            ours = drawn(shapes_of(module))
+            module.load_state_dict({name: torch.tensor(value) for name, value in ours.items()})
+            theirs = across(rules.links_of(module, twin.shapes, twin.layer), ours, "jax")
+            y, _ = twin(jax.tree.map(jnp.asarray, theirs), (jnp.asarray(case.to_flax(x)),), True)
+            assert_close(case.to_flax(module(torch.tensor(x)).detach().numpy()), y, "output")
+            assert rules.differences(module, twin.layer) == []
 
 
 def test_what_flax_does_not_have_is_said_with_the_reason() -> None:
