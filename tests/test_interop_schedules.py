@@ -142,6 +142,32 @@ def test_a_compiled_run_takes_the_rates_of_its_scheduler(name, x64):
         assert np.allclose(np.array(tx.init(params).learning_rate), np.array(rates[0]), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["warm-up, cosine", "warm-up, restarts", "a sequence in a sequence", "three chained"])
+def test_a_scheduler_goes_on_in_torch_when_it_has_been_stepped_as_far(name, x64):
+    net, optimizer, scheduler = two_groups(KNOWN[name])
+    advance(optimizer, scheduler, 3)
+    with x64():
+        pair = pair_of(net)
+        tx, state = pair.optimizer_to_jax(optimizer, scheduler)
+        params = pair.to_jax(net)
+        for _ in range(4):
+            _, state = tx.update(params, state, params)
+        advance(optimizer, scheduler, 4)
+        groups = [
+            {"params": group["params"], "lr": lr} for group, lr in zip(optimizer.param_groups, BASES, strict=True)
+        ]
+        again = torch.optim.SGD(groups)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            fresh = KNOWN[name](again)
+        advance(again, fresh, 3 + int(state.count))
+        pair.optimizer_to_torch(state, again)
+    for _ in range(10):
+        assert np.allclose(now(again), now(optimizer), rtol=1e-12, atol=1e-17)
+        advance(again, fresh)
+        advance(optimizer, scheduler)
+
+
 def test_a_rate_changed_by_hand_goes_on_as_torch_continues_it(x64):
     for name in ("exponential", "step", "linear", "chained"):
         net, optimizer, scheduler = two_groups(KNOWN[name])

@@ -20,7 +20,7 @@ _DIFFERENT = {
     "NAdam": "optax.nadam has no momentum_decay",
     "RAdam": "optax.radam scales eps by the bias correction, PyTorch does not",
 }
-_PASSED_OVER = (optax.EmptyState, optax.ScaleByScheduleState)
+REMEMBER_NOTHING = (optax.EmptyState, optax.ScaleByScheduleState)  # nothing that PyTorch's optimizers would
 
 
 def from_optax(
@@ -36,25 +36,25 @@ def from_optax(
             f"{where}: no optax optimizer goes on as {name}: {_DIFFERENT[name]}; train with the transformation of "
             "optimizer_to_jax"
         )
-    links = list(_chained(opt_state))
+    links = list(chained(opt_state))
     rates = None
     for link in links:
         if hasattr(link, "hyperparams") and "learning_rate" in link.hyperparams:
             rates = (link.hyperparams["learning_rate"],) * len(optimizer.param_groups)
-    own = [link for link in links if not isinstance(link, _PASSED_OVER) and not hasattr(link, "hyperparams")]
+    own = [link for link in links if not isinstance(link, REMEMBER_NOTHING) and not hasattr(link, "hyperparams")]
     arrays = _arrays(where, settings, optimizer, own, any(isinstance(x, optax.ScaleByScheduleState) for x in links))
     return arrays, rates
 
 
-def _chained(state: Any) -> Iterator[Any]:
+def chained(state: Any) -> Iterator[Any]:
     """The states of a chain, in order, out of `inject_hyperparams` as well."""
     if hasattr(state, "_fields"):
         yield state
         if hasattr(state, "hyperparams"):
-            yield from _chained(state.inner_state)
+            yield from chained(state.inner_state)
     elif isinstance(state, tuple | list):
         for part in state:
-            yield from _chained(part)
+            yield from chained(part)
     else:
         yield state
 

@@ -3,7 +3,8 @@
 NOTE [order]: every product, quotient and sum is taken as PyTorch takes it (`addcdiv` multiplies before it divides,
 `lerp` has two forms), so that a float64 run differs from PyTorch's by a few units in the last place and no more. The
 formulas are those of the loops over single tensors; foreach, fused, capturable and differentiable ones differ from
-them by rounding.
+them by rounding. `beta**t` is bit for bit that of Python on the CPU, where XLA calls the same C library; where it does
+not, a last place of it is 1e-13 of `1 - beta**t` at the first steps.
 
 A rule maps one parameter, its gradient, its state under PyTorch's names, the hyper-parameters of its group and the
 learning rate to the new parameter and the new state. `step` has been counted already. Hyper-parameters are Python

@@ -61,7 +61,7 @@ class Settings:
         return self.hyper(group).get("initial_accumulator_value", 0.0)
 
     def names(self) -> list[str]:
-        """The names of all arrays; the first is one that every leaf with a state has."""
+        """The names of all arrays that some leaf has."""
         groups = range(len(self.groups))
         return list(dict.fromkeys(what for i in groups for what in (*self.moments(i), *self.scalars(i))))
 
@@ -96,7 +96,13 @@ class _Member:
 def named(tree: Any) -> dict[str, Any]:
     """The leaves of a tree on the JAX side by their dotted names, as penalties name them."""
     paths, leaves, _ = paths_and_leaves(tree)
-    return {leaf_name(path): leaf for path, leaf in zip(paths, leaves, strict=True)}
+    by_name: dict[str, Any] = {}
+    for path, leaf in zip(paths, leaves, strict=True):
+        name = leaf_name(path)
+        if name in by_name:
+            raise ValueError(f"the tree has two leaves that are called {name!r}; rename one of them")
+        by_name[name] = leaf
+    return by_name
 
 
 def rule_of(where: str, optimizer: Any) -> Rule:

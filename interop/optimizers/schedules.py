@@ -82,7 +82,7 @@ def _rate(where: str, scheduler: Any, group: int, now: float | None) -> Form:
         _refuse(where, scheduler, _REFUSED[name] if name else "which is not known; known are " + ", ".join(_KNOWN))
     if now is not None and kind is lr_scheduler.CosineAnnealingLR:
         expected = float(form(jnp.int32(scheduler.last_epoch)))
-        if not math.isclose(now, expected, rel_tol=1e-4, abs_tol=1e-6 * _number(scheduler.base_lrs[group])):
+        if not math.isclose(now, expected, rel_tol=1e-6, abs_tol=1e-6 * _number(scheduler.base_lrs[group])):
             _refuse(
                 where,
                 scheduler,

@@ -38,8 +38,8 @@ def optimizer_to_jax(
     of the penalty that it has now.
 
     `foreach` and `fused` change nothing but the order of rounding. With `capturable` or `differentiable` PyTorch takes
-    powers of its float32 step counts in float32; here they are taken as without. Half-precision parameters are
-    rounded after every operation, as in PyTorch, but not after the same ones when compiled: runs drift apart.
+    powers of its float32 step counts in float32; here they are taken as without. Half precision rounds after
+    the same operations as in PyTorch.
 
     In `nnx.Optimizer`, which calls `init` itself, the state goes in by `nnx.Optimizer(model,
     optax.GradientTransformation(lambda _: opt_state, tx.update), wrt=nnx.Param)`; in flax's `TrainState` as its
@@ -68,6 +68,11 @@ def optimizer_to_jax(
     handle = handle_of(_WHERE, optimizer)
     penalty = None
     if handle is not None:
+        if handle._net is not pair.net:
+            raise ValueError(
+                f"{_WHERE}: the penalty is attached for another module than the net of this pair, whose names may "
+                "differ; attach it with the net that was matched"
+            )
         if settings.optimizer != "SGD":
             _refuse_split(pair, [name for name, _ in handle._bound.values()])
         penalty = pair.penalty_to_jax(handle.penalty)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from funcreg._selectors import leaf_name
 
 from .._refusals import TO_TORCH
-from ._optax_states import from_optax
+from ._optax_states import REMEMBER_NOTHING, chained, from_optax
 from ._settings import NO_GROUP, Settings, filled, groups_of, handle_of, named, settings_of
 from ._transformation import TorchOptimizerState, rebuild
 
@@ -28,13 +28,14 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
     The optimizer is made as for a new run, with the hyper-parameters of the JAX run, over the parameters of the pair's
     net; these are moved on their own (`net.load_state_dict(pair.to_torch(params))`). Nothing is written until
     everything has been checked. As `load_state_dict` does, it replaces the state of every parameter and the learning
-    rate of every group (of a state of ours; optax's states hold no rate). A scheduler is not looked at: step it once
-    for every `opt_state.count` before (or load its own state), so that it and the rates agree.
+    rate of every group (of a state of ours, and of `optax.inject_hyperparams`; others hold no rate). A scheduler is not
+    looked at: make it for the fresh optimizer and step it once for every update so far, before this call.
 
     Args:
         pair: what `match` returned.
-        opt_state: of `optimizer_to_jax`, also as `nnx.Optimizer` holds it; or of optax where it means the same: `sgd`
-            and `adam`, `adamw`, `adamax`, `adadelta`, `rmsprop(..., eps_in_sqrt=False)` at a constant learning rate.
+        opt_state: of `optimizer_to_jax`, also as `nnx.Optimizer` holds it, or in `optax.chain` with clipping and the
+            like; or of optax where it means the same: `sgd`, `adam`, `adamw`, `adamax`, `adadelta`, and
+            `rmsprop(..., eps_in_sqrt=False)`, with momentum at a constant learning rate.
         optimizer: made with the same hyper-parameters, which an optax state does not tell.
 
     Raises:
@@ -45,12 +46,14 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(opt_state)):
         raise TypeError(f"{_WHERE}: opt_state holds traced arrays; call it outside of jax.jit, grad and vmap")
     pure = _pure(opt_state)
-    if isinstance(pure, TorchOptimizerState):
-        _compare(pure.settings, settings)
-        arrays, rates = pure.state, pure.learning_rate
-        groups = len(optimizer.param_groups)
-        if len(rates) != groups:
-            raise ValueError(f"{_WHERE}: the state has {len(rates)} learning rates, the optimizer {groups} groups")
+    ours = _ours(pure)
+    if ours is not None:
+        _compare(ours.settings, settings)
+        arrays, rates = ours.state, ours.learning_rate
+        if len(rates) != len(settings.groups):
+            raise ValueError(
+                f"{_WHERE}: the state has {len(rates)} learning rates, the optimizer {len(settings.groups)} groups"
+            )
     else:
         arrays, rates = from_optax(_WHERE, pure, optimizer, settings)
     groups = groups_of(_WHERE, pair, optimizer)
@@ -83,6 +86,12 @@ def _pure(opt_state: Any) -> Any:
         return next(iter(jax.tree.leaves(node)), optax.MaskedNode()) if is_variable(node) else node
 
     return jax.tree.map(value, opt_state, is_leaf=is_variable)
+
+
+def _ours(state: Any) -> TorchOptimizerState | None:
+    """The state of our transformation, alone or in a chain with others that remember nothing, such as clipping."""
+    own = [part for part in chained(state) if not isinstance(part, REMEMBER_NOTHING)]
+    return own[0] if len(own) == 1 and isinstance(own[0], TorchOptimizerState) else None
 
 
 def _bound(optimizer: Optimizer) -> Mapping[Tensor, Any]:
