@@ -15,6 +15,7 @@ EXPECTED = {
     1: r"^\[",
     2: r"^l1\(0\.001\) on '0' \+ l2\(0\.0001\) on weights$",
     3: r"1\.0000\]\)\ntensor\(\[",
+    4: r"^0\.weight +4x3 +layers\.0\.kernel +3x4 +shape +transposed$",
 }
 
 
