@@ -46,7 +46,10 @@ def train_step(
         try:
             made = make(hyper)
         except (KeyError, TypeError, AttributeError) as error:
-            error.add_note(f"train_step: make was called with hyper = {_brief(hyper)}.")
+            error.add_note(
+                f"train_step: make was called with hyper = {_brief(hyper)}; the arguments are init(params, hyper) and "
+                "step(state, hyper, *batch)."
+            )
             raise
         if not (hasattr(made, "init") and hasattr(made, "update")):
             raise TypeError(f"train_step: make must return a transformation (init, update), got {made!r}")
@@ -125,6 +128,8 @@ def _takes_hyper(loss: Callable[..., Any]) -> bool:
 
 
 def _brief(hyper: Any) -> str:
+    if hasattr(hyper, "shape"):
+        return f"an array of shape {tuple(hyper.shape)}"
     return f"a dict with {', '.join(map(repr, hyper)) or 'nothing'}" if isinstance(hyper, dict) else repr(hyper)
 
 

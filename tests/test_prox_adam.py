@@ -144,7 +144,7 @@ def test_with_a_zero_penalty_it_is_adam(wing, dtype, tolerance, weight_decay):
         name: wing.fr.prox_adam(0.01, penalty, weight_decay=weight_decay)
         for name, penalty in _zero_penalties(wing.fr).items()
     }
-    for seed in range(3):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
         params = {"a": rng.normal(size=(5, 4)), "b": rng.normal(size=4), "c": rng.normal(size=())}
         gradients = _random_gradients(params, 60, seed)

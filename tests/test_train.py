@@ -568,7 +568,11 @@ def test_wrong_losses_are_refused(wing):
     refused(wing, lambda: step(member, own, batch), TypeError, "state must be a TrainState, .* got dict")
     with pytest.raises(KeyError) as caught:
         init(member, {})
-    assert "make was called with hyper = a dict with nothing." in caught.value.__notes__[0]
+    assert "make was called with hyper = a dict with nothing; the arguments are init" in caught.value.__notes__[0]
+    with pytest.raises(TypeError) as caught:
+        step(init(member, own), wing.leaf(np.zeros((2, 3)), "float32"))  # a batch in the place of hyper
+    said = "hyper = an array of shape (2, 3); the arguments are init(params, hyper) and step(state, hyper, *batch)"
+    assert said in caught.value.__notes__[0]
     init, _ = wing.fr.ensemble(init, step, compiled=False)
     members = wing.fr.stack([member])
     refused(wing, lambda: init(members, {"lr": "x"}), TypeError, "hyper 'lr' must be an array or a number, got 'x'")
