@@ -224,7 +224,7 @@ def test_what_else_a_layer_does_is_said() -> None:
     assert "1 forward hooks" in rules.differences(module, linen.Dense(4))[0]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @example(3, 2, 1, 1, "SAME")  # where the size is odd
 @example(3, 2, 1, 1, "SAME_LOWER")  # everywhere
 @given(

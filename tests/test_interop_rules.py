@@ -404,19 +404,20 @@ def assert_same_bits(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert (ours == theirs).all() if ours.dtype == object else ours.tobytes() == theirs.tobytes()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize(("name", "kind"), KINDS)
-def test_every_array_comes_back_bit_for_bit(name: str, kind: str, dtype: Any) -> None:
+def test_every_array_comes_back_bit_for_bit(name: str, kind: str) -> None:
     """Both ways round; parameters, and with them moments, masks and whatever else has an entry for each of theirs."""
     module, twin = CASES[name].torch(), twin_of(name, kind)
     links = [one for one in rules.links_of(module, twin.shapes, twin.layer) if not one.sums]
-    ours = {k: anything(shape, dtype) for k, shape in shapes_of(module).items() if any(k in one.torch for one in links)}
-    theirs = across(links, ours, "jax")
-    for k, x in across(links, theirs, "torch").items():
-        assert_same_bits(x, ours[k])
-    theirs = {k: anything(x.shape, dtype) for k, x in theirs.items()}
-    for k, x in across(links, across(links, theirs, "torch"), "jax").items():
-        assert_same_bits(x, theirs[k])
+    shapes = shapes_of(module)
+    for dtype in DTYPES:
+        ours = {k: anything(shapes[k], dtype) for one in links for k in one.torch}
+        theirs = across(links, ours, "jax")
+        for k, x in across(links, theirs, "torch").items():
+            assert_same_bits(x, ours[k])
+        theirs = {k: anything(x.shape, dtype) for k, x in theirs.items()}
+        for k, x in across(links, across(links, theirs, "torch"), "jax").items():
+            assert_same_bits(x, theirs[k])
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
@@ -678,7 +679,7 @@ def test_a_slope_for_each_channel_needs_a_layer_that_has_them() -> None:
     assert rules.leaves_of(nn.PReLU()) == [{"negative_slope": ()}, {"negative_slope": (1,)}]
 
 
-@settings(max_examples=6)
+@settings(max_examples=5)
 @given(
     k=st.integers(1, 4),
     s=st.integers(1, 3),
