@@ -78,12 +78,12 @@ def match(
         >>> pair = interop.match(net, model)
         >>> nnx.update(model, pair.to_jax(net))
         >>> print(pair)
-        PyTorch   shape  flax               shape  by     how
-        ------------------------------------------------------------
-        0.weight  4x3    layers.0.kernel    3x4    shape  transposed
-        0.bias    4      layers.0.bias      4      shape  as it is
-        2.weight  2x4    layers.2.kernel    4x2    shape  transposed
-        2.bias    2      layers.2.bias      2      shape  as it is
+        PyTorch   shape  flax             shape  by     how
+        ----------------------------------------------------------
+        0.weight  4x3    layers.0.kernel  3x4    shape  transposed
+        0.bias    4      layers.0.bias    4      shape  as it is
+        2.weight  2x4    layers.2.kernel  4x2    shape  transposed
+        2.bias    2      layers.2.bias    2      shape  as it is
     """
     where = "match"
     if not isinstance(net, nn.Module):

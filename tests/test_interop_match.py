@@ -1,5 +1,6 @@
 """`interop.match`: the right twins or a refusal, both ways bit for bit, flattens, ties, and everything by name."""
 
+import doctest
 import os
 import subprocess
 import sys
@@ -1201,3 +1202,8 @@ def test_memory_is_one_copy_beside_the_model():
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment, check=True)
     assert 0.9 < float(run.stdout) < 1.5
+
+
+def test_the_example_of_the_docstring():
+    result = doctest.testmod(sys.modules["interop.match"])
+    assert result.attempted > 5 and result.failed == 0
