@@ -13,9 +13,10 @@ from ._pairing import Pairing
 from ._refusals import checked
 from ._table import Row
 from .links import Link
-from .pair import FlaxSide, Pair, TorchSide, form_of
+from .pair import FlaxSide, Pair, TorchSide, form_of, outside_compilation
 
 
+@outside_compilation
 def match(
     net: nn.Module,
     flax: Any,

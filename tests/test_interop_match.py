@@ -689,6 +689,9 @@ REFUSED = {
         ("'x.b' is part of what another entry renames",),
     ),
     "rename: stars": (squares("a1", "a2"), flax_squares("x1", "x2"), {"rename": {"a*": "x1"}}, ("1 stars and 'x1' 0",)),
+    "rename: more stars": (squares("a1", "a2"), flax_squares("x1", "x2"), {"rename": {"a*": "x*.*"}}, (
+        "'a*' has 1 stars and 'x*.*' 2",
+    )),
     "rename: two entries": (squares("a", "b"), flax_squares("x", "y"), {"rename": {"a": "x", "*": None}}, (
         "'a' is renamed by 'a' and by '*'",
     )),
@@ -900,6 +903,24 @@ def test_the_structure_that_was_given_comes_back():
     assert set(leaves_of(interop.match(only, {"fc": dense(3, 4)}).to_jax(only))) == {"fc.kernel", "fc.bias"}
     back = interop.match(only, {"params": {"fc": dense(3, 4)}}).to_torch({"fc": values["params"]["fc"]})
     assert torch.equal(back["fc.weight"], net.fc.weight)
+
+
+def test_two_collections_may_have_leaves_of_one_path():
+    net = nn.Module()
+    net.a, net.b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(4))
+    pair = interop.match(net, {"params": {"x": {"w": shaped(3)}}, "state": {"x": {"w": shaped(4)}}})
+    assert links_by_name(pair) == {("a",): ("x.w",), ("b",): ("state.x.w",)}
+    assert pair.to_jax(net)["state"]["x"]["w"].shape == (4,)
+
+
+def test_compiled_code_is_left_or_refused():
+    net = nn.Linear(3, 3)
+    pair = interop.match(net, dense(3, 3))
+    function = lambda x: (pair.to_jax(net), x + 1)[1]  # noqa: E731
+    assert torch.equal(torch.compile(function, backend="eager")(torch.zeros(1)), torch.ones(1))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="to_jax: called inside torch.compile"):
+        torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1))
 
 
 def test_nnx_modules_and_states_give_a_state_of_weights_and_statistics(monkeypatch):
