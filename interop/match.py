@@ -510,7 +510,8 @@ def _why_not(ours: Torch, theirs: Flax) -> str:
         if not other and len(form) > len(missing):
             text = [f"lacks {', '.join(missing)}"] if missing else []
             text += [f"has {', '.join(more)} besides"] if more else []
-            hint = ", which linen keeps in batch_stats: pass all variables" if "mean" in missing else ""
+            hint = ": pass the batch statistics too, all of linen's variables or nnx.state(model)"
+            hint = hint if "mean" in missing else ""
             return f" (flax {' and '.join(text)}{hint})"
         if (
             other

@@ -653,7 +653,7 @@ REFUSED = {
     "no bias": (net_of(fc=nn.Linear(3, 4)), {"fc": {"kernel": shaped(3, 4)}}, {}, ("(flax lacks bias)",)),
     "more than a bias": (net_of(fc=nn.Linear(3, 4, bias=False)), {"fc": dense(3, 4)}, {}, ("(flax has bias besides)",)),
     "no statistics": (net_of(bn=nn.BatchNorm1d(3), fc=nn.Linear(3, 3)), {"bn": NORM, "fc": dense(3, 3)}, {}, (
-        "flax lacks mean, var, which linen keeps in batch_stats: pass all variables",
+        "flax lacks mean, var: pass the batch statistics too, all of linen's variables or nnx.state(model)",
     )),
     "another class": (net_of(n=nn.LayerNorm(3)), {"GroupNorm_0": NORM}, {}, ("the same arrays, but a GroupNorm",)),
     "a forward of its own": (net_of(fc=WithForward(3, 4)), {"fc": dense(3, 4)}, {}, (

@@ -160,6 +160,9 @@ def test_everything_stays_everything():
     _, pair = pair_of(*CONVNET)
     assert repr(pair.penalty_to_jax(frt.l1(0.1))) == "l1(0.1)"
     assert repr(pair.penalty_to_torch(frj.l2(0.5))) == "l2(0.5)"
+    named = pair.penalty_to_jax(frt.l1(0.1).on(["conv", "norm", "fc"]))
+    tree = {name: np.zeros(form.shape, np.float32) for name, form in pair.flax.forms.items() if "stats" not in name}
+    assert selected(named, {**tree, "more.w": np.zeros(3, np.float32)}) == set(tree)  # and not what another model has
 
 
 def test_a_selector_that_selects_nothing_selects_nothing():
