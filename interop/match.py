@@ -238,7 +238,7 @@ class _Match:
                         )
                     fed[name] = first
                 rows.append(self._row(link, by, also))
-        self._check_fed(rows)
+        self._check_complete(everything, pairs, rows)
         notes = [
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
             for text, names in said.remarks.items()
@@ -319,11 +319,14 @@ class _Match:
         ours = tuple(tuple(self.state[name].shape) for name in link.torch)
         return Row(link, ours, tuple(self.side.leaves[name].shape for name in link.jax), by, also)
 
-    def _check_fed(self, rows: list[Row]) -> None:
+    def _check_complete(self, everything: list[Torch], pairs: list[tuple[Torch, Flax, str]], rows: list[Row]) -> None:
+        """Whatever else may be wrong: no partial pair."""
+        paired = {ours for ours, _, _ in pairs}
         fed = {name for row in rows for name in row.link.jax}
-        empty = [name for name in self.side.leaves if name not in fed]
-        if empty:
-            raise ValueError(f"match: no array of the PyTorch side feeds the flax leaves {', '.join(empty)}")
+        lost = [item.name for item in everything if item not in paired and not item.repeats]
+        lost += [name for name in self.side.leaves if name not in fed]
+        if lost:
+            raise ValueError(f"match: {', '.join(lost)} have no partner; name it with rename")
 
     def _note_ties(self, rows: list[Row], notes: list[str]) -> None:
         names: dict[str, list[str]] = {}

@@ -487,6 +487,10 @@ PAIRED = {
     ),
     "wrapped": (net_of(module=net_of(fc=nn.Linear(3, 3))), flax_squares("fc"), {"module.fc": "fc"}),
     "the model is one layer": (nn.Linear(3, 3), dense(3, 3), {"": ""}),
+    "scales and shifts of channels": (
+        net_of(film=nn.Linear(5, 8), conv=nn.Conv2d(4, 3, 1)), {"film": dense(5, 8), "conv": conv(1, 4, 3)},
+        {"film": "film", "conv": "conv"},
+    ),
     "a multiple of the channels that is no flatten": (
         net_of(conv=nn.Conv2d(3, 4, 1), fc=nn.Linear(4, 16), out=nn.Linear(16, 2)),
         {"conv": conv(1, 3, 4), "fc": dense(4, 16), "out": dense(16, 2)},
@@ -732,6 +736,11 @@ REFUSED = {
         {"params": {"fc": dense(5, 32), "bn": {"scale": shaped(32), "bias": shaped(32)}, "a": conv(3, 8, 3)},
          "batch_stats": {"bn": {"mean": shaped(32), "var": shaped(32)}}}, {},
         ("fc gives 32 features, perhaps an image of the 8 channels that a reads", "flatten={'fc': (None, 8)}"),
+    ),
+    "a series of a dense layer": (
+        net_of(fc=nn.Linear(5, 8), a=nn.Conv1d(4, 3, 1)),
+        {"fc": dense(5, 8), "a": {"kernel": shaped(1, 4, 3), "bias": shaped(3)}}, {},
+        ("fc gives 8 features, perhaps an image of the 4 channels that a reads",),
     ),
     "flatten: no multiple": (
         net_of(a=nn.Conv2d(3, 8, 3), fc=nn.Linear(16, 8)), {"a": conv(3, 3, 8), "fc": dense(16, 8)},
