@@ -78,11 +78,8 @@ class Pairing:
             for s in dict.fromkeys(signatures[node] for node in (*ours, *theirs) if sizes[node] == largest):
                 left, right = ([node for node in side if signatures[node] == s] for side in (ours, theirs))
                 if len(left) != len(right):
-                    for side in (ours, theirs):
-                        for node in [node for node in side if signatures[node] == s]:
-                            at = side.index(node)
-                            side[at : at + 1] = node.children
-                            signatures |= {child: signature(child) for child in node.children}
+                    ours, theirs = (_opened(side, group) for side, group in ((ours, left), (theirs, right)))
+                    signatures |= {node: signature(node) for node in (*ours, *theirs) if node not in signatures}
                     continue
                 ours, theirs = ([node for node in side if signatures[node] != s] for side in (ours, theirs))
                 for a, b, how in self._bijection(left, right, i, j):
@@ -92,8 +89,7 @@ class Pairing:
                     if a.item is not None and b.item is not None:
                         self.pairs.append((a.item, b.item, how))
                     else:  # one of them may be an item: a unit that the other side keeps in a container of its own
-                        left, right = ([x] if x.item is not None else list(x.children) for x in (a, b))
-                        self._region(kinds, left, right, len(a.path), len(b.path))
+                        self._region(kinds, _inside(a), _inside(b), len(a.path), len(b.path))
 
     def _bijection(self, ours: list[Node], theirs: list[Node], i: int, j: int) -> list[tuple[Node, Node, str]]:
         """The pairs among nodes that could all be twins of one another, or none and a note of what is unclear."""
@@ -129,6 +125,15 @@ class Pairing:
             if not unsorted and re.fullmatch(r"[A-Z]\w*_\d+", second[0].path[-1]):
                 self.counted += [".".join(y.path) for y in second]
         return [(a, b, "order") for a, b in zip(first, second, strict=True)]
+
+
+def _opened(nodes: list[Node], group: list[Node]) -> list[Node]:
+    """The nodes, those of the group replaced by their children in place."""
+    return [child for node in nodes for child in (node.children if node in group else [node])]
+
+
+def _inside(node: Node) -> list[Node]:
+    return [node] if node.item is not None else list(node.children)
 
 
 def _paths(node: Node) -> Iterator[Path]:

@@ -13,9 +13,10 @@ from ._pairing import Pairing
 from ._refusals import checked
 from ._table import Row
 from .links import Link
-from .pair import FlaxSide, Pair, TorchSide, form_of
+from .pair import FlaxSide, Pair, TorchSide, form_of, outside_compilation
 
 
+@outside_compilation
 def match(
     net: nn.Module,
     flax: Any,
@@ -78,12 +79,12 @@ def match(
         >>> pair = interop.match(net, model)
         >>> nnx.update(model, pair.to_jax(net))
         >>> print(pair)
-        PyTorch   shape  flax               shape  by     how
-        ------------------------------------------------------------
-        0.weight  4x3    layers.0.kernel    3x4    shape  transposed
-        0.bias    4      layers.0.bias      4      shape  as it is
-        2.weight  2x4    layers.2.kernel    4x2    shape  transposed
-        2.bias    2      layers.2.bias      2      shape  as it is
+        PyTorch   shape  flax             shape  by     how
+        ----------------------------------------------------------
+        0.weight  4x3    layers.0.kernel  3x4    shape  transposed
+        0.bias    4      layers.0.bias    4      shape  as it is
+        2.weight  2x4    layers.2.kernel  4x2    shape  transposed
+        2.bias    2      layers.2.bias    2      shape  as it is
     """
     where = "match"
     if not isinstance(net, nn.Module):
@@ -237,7 +238,7 @@ class _Match:
                         )
                     fed[name] = first
                 rows.append(self._row(link, by, also))
-        self._check_fed(rows)
+        self._check_complete(everything, pairs, rows)
         notes = [
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
             for text, names in said.remarks.items()
@@ -318,11 +319,14 @@ class _Match:
         ours = tuple(tuple(self.state[name].shape) for name in link.torch)
         return Row(link, ours, tuple(self.side.leaves[name].shape for name in link.jax), by, also)
 
-    def _check_fed(self, rows: list[Row]) -> None:
+    def _check_complete(self, everything: list[Torch], pairs: list[tuple[Torch, Flax, str]], rows: list[Row]) -> None:
+        """Whatever else may be wrong: no partial pair."""
+        paired = {ours for ours, _, _ in pairs}
         fed = {name for row in rows for name in row.link.jax}
-        empty = [name for name in self.side.leaves if name not in fed]
-        if empty:
-            raise ValueError(f"match: no array of the PyTorch side feeds the flax leaves {', '.join(empty)}")
+        lost = [item.name for item in everything if item not in paired and not item.repeats]
+        lost += [name for name in self.side.leaves if name not in fed]
+        if lost:
+            raise ValueError(f"match: {', '.join(lost)} have no partner; name it with rename")
 
     def _note_ties(self, rows: list[Row], notes: list[str]) -> None:
         names: dict[str, list[str]] = {}
@@ -509,7 +513,8 @@ def _why_not(ours: Torch, theirs: Flax) -> str:
         if not other and len(form) > len(missing):
             text = [f"lacks {', '.join(missing)}"] if missing else []
             text += [f"has {', '.join(more)} besides"] if more else []
-            hint = ", which linen keeps in batch_stats: pass all variables" if "mean" in missing else ""
+            hint = ": pass the batch statistics too, all of linen's variables or nnx.state(model)"
+            hint = hint if "mean" in missing else ""
             return f" (flax {' and '.join(text)}{hint})"
         if (
             other

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -27,6 +29,22 @@ if TYPE_CHECKING:
     from .optimizers import TorchOptimizerState
 
 Tree = Any
+
+
+def outside_compilation(method: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile(fullgraph=True)` gets an error; without fullgraph it leaves the graph here, and all is well."""
+
+    @wraps(method)
+    def call(*args: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"{method.__name__}: called inside torch.compile, which cannot follow values out; call it outside"
+            )
+        if "torch._dynamo" in sys.modules:  # else nobody compiles, and importing it takes seconds
+            return torch.compiler.disable(method)(*args, **options)
+        return method(*args, **options)
+
+    return call
 
 
 class Form(NamedTuple):
@@ -90,6 +108,7 @@ class Pair:
 
     # --- values ---
 
+    @outside_compilation
     def to_jax(self, source: nn.Module | Mapping[str, Any]) -> Tree:
         """The values of the PyTorch model as the flax side holds them.
 
@@ -128,6 +147,7 @@ class Pair:
             new |= arrays.to_jax(dict(zip(link.jax, link.to_jax(*map(np.asarray, sources)), strict=True)))
         return self.flax.build(new)
 
+    @outside_compilation
     def to_torch(self, source: Any) -> dict[str, Any]:
         """The values of the flax side as a state dict.
 
@@ -177,6 +197,7 @@ class Pair:
 
     # --- what the optimizer has for each parameter ---
 
+    @outside_compilation
     def parameters_to_jax(self, values: Mapping[str, Any]) -> Tree:
         """Arrays by the names of PyTorch's parameters, such as gradients, moments or masks, as flax's tree.
 
@@ -205,6 +226,7 @@ class Pair:
             new |= arrays.to_jax(dict(zip(link.jax, link.to_jax(*sources), strict=True)))
         return self.flax.build_params(new)
 
+    @outside_compilation
     def parameters_to_torch(self, tree: Tree) -> dict[str, Tensor]:
         """The way back of `parameters_to_jax`.
 

@@ -136,6 +136,7 @@ class _Crossing:
             anchor=self._tree(part, "anchor", part.anchor, ways),
             importance=self._tree(part, "importance", part.importance, ways),
         )
+        everywhere = not part.selectors
         by_options: dict[tuple[tuple[str, Any], ...], list[str]] = {}
         for options, theirs in self._options(part, rule, ways):
             by_options.setdefault(options, []).extend(theirs)
@@ -143,7 +144,7 @@ class _Crossing:
             replace(
                 new,
                 rule=replace(rule, options=options),
-                selectors=() if set(theirs) == set(self.theirs.forms) else self._selectors(part, theirs),
+                selectors=() if everywhere and set(theirs) == set(self.theirs.forms) else self._selectors(part, theirs),
             )
             for options, theirs in by_options.items()
         ]

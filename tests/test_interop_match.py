@@ -1,5 +1,6 @@
 """`interop.match`: the right twins or a refusal, both ways bit for bit, flattens, ties, and everything by name."""
 
+import doctest
 import os
 import subprocess
 import sys
@@ -293,29 +294,21 @@ class LinenTied(fnn.Module):
         return embed.attend(fnn.Dense(3)(embed(x)))
 
 
-def in_order_of_calls(module, x):
-    """The variables as `init` makes them, abstract and in float64; no transformation has sorted their keys."""
+def in_order_of_calls(module, x, dtype=np.float64):
+    """The variables as `init` makes them, but abstract; no transformation has sorted their keys."""
     seen = []
 
     def shapes(tree):
         if isinstance(tree, dict):
             return {key: shapes(child) for key, child in tree.items()}
-        return jax.ShapeDtypeStruct(tree.shape, np.float64)
+        return jax.ShapeDtypeStruct(tree.shape, dtype)
 
     jax.eval_shape(lambda: seen.append(shapes(module.init(jax.random.key(0), x))))
     return seen[0]
 
 
 def linen(module):
-    """`init` as it is, with the keys in the order of calls, and as jit leaves it, with sorted keys."""
-
-    def made(x):
-        return module, in_order_of_calls(module, x)
-
-    def jitted(x):
-        return module, jax.tree.map(lambda x: x, in_order_of_calls(module, x))
-
-    return made, jitted
+    return lambda x: (module, in_order_of_calls(module, x))
 
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 8, 8))
@@ -330,6 +323,9 @@ class Twins:
     torch: Callable[[], nn.Module]
     flax: Callable[[Any], Any]
     x: np.ndarray
+
+    def __str__(self):
+        return self.name
 
 
 def mlp(sizes=(6, 6, 6, 6)):
@@ -351,18 +347,18 @@ class LinenMlp(fnn.Module):
 
 
 TWINS = [
-    *(Twins(f"mlp, compact linen {i}", mlp, m, FEATURES) for i, m in enumerate(linen(LinenMlp()))),
-    Twins("mlp, linen named against the alphabet", mlp, linen(LinenMlp(names=("z", "y", "x")))[0], FEATURES),
-    *(Twins(f"convnet, linen {i}", convnet, m, IMAGES) for i, m in enumerate(linen(LinenConvnet()))),
+    Twins("mlp, compact linen", mlp, linen(LinenMlp()), FEATURES),
+    Twins("mlp, linen named against the alphabet", mlp, linen(LinenMlp(names=("z", "y", "x"))), FEATURES),
+    Twins("convnet, linen", convnet, linen(LinenConvnet()), IMAGES),
     Twins("convnet, nnx", convnet, lambda x: (NnxConvnet, None), IMAGES),
-    *(Twins(f"resnet, linen {i}", ResNet, m, IMAGES) for i, m in enumerate(linen(LinenResNet()))),
-    *(Twins(f"transformer, linen {i}", Transformer, m, TOKENS) for i, m in enumerate(linen(LinenTransformer()))),
+    Twins("resnet, linen", ResNet, linen(LinenResNet()), IMAGES),
+    Twins("transformer, linen", Transformer, linen(LinenTransformer()), TOKENS),
     Twins("transformer, nnx", Transformer, lambda x: (NnxTransformer, None), TOKENS),
-    *(Twins(f"lstm, linen {i}", Lstm, m, SERIES) for i, m in enumerate(linen(LinenLstm()))),
-    *(Twins(f"mha, linen {i}", Mha, m, FEATURES) for i, m in enumerate(linen(LinenMha()))),
-    *(Twins(f"tied, linen {i}", Tied, m, TOKENS % 5) for i, m in enumerate(linen(LinenTied()))),
+    Twins("lstm, linen", Lstm, linen(LinenLstm()), SERIES),
+    Twins("mha, linen", Mha, linen(LinenMha()), FEATURES),
+    Twins("tied, linen", Tied, linen(LinenTied()), TOKENS % 5),
 ]
-each_twins = pytest.mark.parametrize("twins", TWINS, ids=lambda twins: twins.name)
+each_twins = pytest.mark.parametrize("twins", TWINS, ids=str)
 
 
 def random_net(make):
@@ -405,6 +401,15 @@ def test_twins_compute_the_same_and_come_back_bit_for_bit(twins, x64):
         assert list(back) == list(state) and all(torch.equal(back[name], state[name]) for name in state)
     net.load_state_dict(back)
     np.testing.assert_allclose(net(x).detach().numpy(), wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("twins", [t for t in TWINS if "nnx" not in t.name and "alphabet" not in t.name], ids=str)
+def test_sorted_keys_give_the_same_twins(twins):
+    """As jit leaves them; what has names against the alphabet is refused instead."""
+    net, x = twins.torch(), twins.x.transpose(0, 2, 3, 1) if twins.x.ndim == 4 else twins.x
+    _, variables = twins.flax(jnp.asarray(x, jnp.int32 if x.dtype == np.int64 else jnp.float32))
+    by_jax = jax.tree.map(lambda x: x, variables)
+    assert links_by_name(interop.match(net, by_jax)) == links_by_name(interop.match(net, variables))
 
 
 # --- which twin: names, order, shapes ---
@@ -482,6 +487,10 @@ PAIRED = {
     ),
     "wrapped": (net_of(module=net_of(fc=nn.Linear(3, 3))), flax_squares("fc"), {"module.fc": "fc"}),
     "the model is one layer": (nn.Linear(3, 3), dense(3, 3), {"": ""}),
+    "scales and shifts of channels": (
+        net_of(film=nn.Linear(5, 8), conv=nn.Conv2d(4, 3, 1)), {"film": dense(5, 8), "conv": conv(1, 4, 3)},
+        {"film": "film", "conv": "conv"},
+    ),
     "a multiple of the channels that is no flatten": (
         net_of(conv=nn.Conv2d(3, 4, 1), fc=nn.Linear(4, 16), out=nn.Linear(16, 2)),
         {"conv": conv(1, 3, 4), "fc": dense(4, 16), "out": dense(16, 2)},
@@ -648,7 +657,7 @@ REFUSED = {
     "no bias": (net_of(fc=nn.Linear(3, 4)), {"fc": {"kernel": shaped(3, 4)}}, {}, ("(flax lacks bias)",)),
     "more than a bias": (net_of(fc=nn.Linear(3, 4, bias=False)), {"fc": dense(3, 4)}, {}, ("(flax has bias besides)",)),
     "no statistics": (net_of(bn=nn.BatchNorm1d(3), fc=nn.Linear(3, 3)), {"bn": NORM, "fc": dense(3, 3)}, {}, (
-        "flax lacks mean, var, which linen keeps in batch_stats: pass all variables",
+        "flax lacks mean, var: pass the batch statistics too, all of linen's variables or nnx.state(model)",
     )),
     "another class": (net_of(n=nn.LayerNorm(3)), {"GroupNorm_0": NORM}, {}, ("the same arrays, but a GroupNorm",)),
     "a forward of its own": (net_of(fc=WithForward(3, 4)), {"fc": dense(3, 4)}, {}, (
@@ -684,6 +693,9 @@ REFUSED = {
         ("'x.b' is part of what another entry renames",),
     ),
     "rename: stars": (squares("a1", "a2"), flax_squares("x1", "x2"), {"rename": {"a*": "x1"}}, ("1 stars and 'x1' 0",)),
+    "rename: more stars": (squares("a1", "a2"), flax_squares("x1", "x2"), {"rename": {"a*": "x*.*"}}, (
+        "'a*' has 1 stars and 'x*.*' 2",
+    )),
     "rename: two entries": (squares("a", "b"), flax_squares("x", "y"), {"rename": {"a": "x", "*": None}}, (
         "'a' is renamed by 'a' and by '*'",
     )),
@@ -724,6 +736,11 @@ REFUSED = {
         {"params": {"fc": dense(5, 32), "bn": {"scale": shaped(32), "bias": shaped(32)}, "a": conv(3, 8, 3)},
          "batch_stats": {"bn": {"mean": shaped(32), "var": shaped(32)}}}, {},
         ("fc gives 32 features, perhaps an image of the 8 channels that a reads", "flatten={'fc': (None, 8)}"),
+    ),
+    "a series of a dense layer": (
+        net_of(fc=nn.Linear(5, 8), a=nn.Conv1d(4, 3, 1)),
+        {"fc": dense(5, 8), "a": {"kernel": shaped(1, 4, 3), "bias": shaped(3)}}, {},
+        ("fc gives 8 features, perhaps an image of the 4 channels that a reads",),
     ),
     "flatten: no multiple": (
         net_of(a=nn.Conv2d(3, 8, 3), fc=nn.Linear(16, 8)), {"a": conv(3, 3, 8), "fc": dense(16, 8)},
@@ -897,10 +914,34 @@ def test_the_structure_that_was_given_comes_back():
     assert torch.equal(back["fc.weight"], net.fc.weight)
 
 
+def test_two_collections_may_have_leaves_of_one_path():
+    net = nn.Module()
+    net.a, net.b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(4))
+    pair = interop.match(net, {"params": {"x": {"w": shaped(3)}}, "state": {"x": {"w": shaped(4)}}})
+    assert links_by_name(pair) == {("a",): ("x.w",), ("b",): ("state.x.w",)}
+    assert pair.to_jax(net)["state"]["x"]["w"].shape == (4,)
+
+
+def test_compiled_code_is_left_or_refused():
+    net = nn.Linear(3, 3)
+    pair = interop.match(net, dense(3, 3))
+    function = lambda x: (pair.to_jax(net), x + 1)[1]  # noqa: E731
+    assert torch.equal(torch.compile(function, backend="eager")(torch.zeros(1)), torch.ones(1))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="to_jax: called inside torch.compile"):
+        torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1))
+
+
 def test_nnx_modules_and_states_give_a_state_of_weights_and_statistics(monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "DTYPE", jnp.float32)
-    model, net = NnxConvnet(), random_net(convnet).float()
-    model.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+    net = random_net(convnet).float()
+
+    def make():
+        model = NnxConvnet()
+        model.drop = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+        return model
+
+    model = nnx.eval_shape(make)
     for flax in (model, nnx.state(model)):
         pair = interop.match(net, flax, strict=False)
         state = pair.to_jax(net)
@@ -924,7 +965,7 @@ def test_bound_linen_modules_show_their_options():
         def __call__(self, x):
             return self.layers[1](self.layers[0](self.norm(x)))
 
-    variables = Setup().init(jax.random.key(0), np.ones((1, 3), np.float32))
+    variables = in_order_of_calls(Setup(), np.ones((1, 3), np.float32), np.float32)
     net = net_of(norm=nn.LayerNorm(3), layers=nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]))
     with pytest.raises(ValueError, match="norm / norm: LayerNorm.epsilon is 1e-06, it must be 1e-05"):
         interop.match(net, Setup().bind(variables))
@@ -935,16 +976,26 @@ def test_bound_linen_modules_show_their_options():
 
 def test_options_that_differ_are_all_listed():
     net = net_of(norm=nn.LayerNorm(3), conv=nn.Conv2d(3, 4, 3))
-    model = nnx.Dict(
-        norm=nnx.LayerNorm(3, use_fast_variance=False, rngs=nnx.Rngs(0)), conv=nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(
+        lambda: nnx.Dict(
+            norm=nnx.LayerNorm(3, use_fast_variance=False, rngs=nnx.Rngs(0)),
+            conv=nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)),
+        )
     )
     with pytest.raises(ValueError, match=r"(?s)norm / norm: LayerNorm.epsilon.*conv / conv: Conv.padding is 'SAME'"):
         interop.match(net, model)
     assert len(interop.match(net, model, strict=False).notes) == 2
     # what no option of flax changes is a note also if strict
-    model = nnx.Dict(bn=nnx.BatchNorm(3, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=nnx.Rngs(0)))
+    options = {"momentum": 0.9, "epsilon": 1e-5, "use_fast_variance": False}
+    model = nnx.eval_shape(lambda: nnx.Dict(bn=nnx.BatchNorm(3, **options, rngs=nnx.Rngs(0))))
     (note,) = interop.match(net_of(bn=nn.BatchNorm1d(3)), model).notes
     assert "variance" in note
+    # the fast variance is the same function, less exact: a note, once for all layers
+    model = nnx.eval_shape(
+        lambda: nnx.Dict({n: nnx.LayerNorm(3, epsilon=1e-5, rngs=nnx.Rngs(0)) for n in ("norm1", "norm2")})
+    )
+    (note,) = interop.match(net_of(norm1=nn.LayerNorm(3), norm2=nn.LayerNorm(3)), model).notes
+    assert note.startswith("norm1 / norm1 and 1 more: use_fast_variance=True: flax takes mean")
 
 
 # --- what is no model, no array, no value ---
@@ -1181,7 +1232,7 @@ def test_memory_is_one_copy_beside_the_model():
     assert 0.9 < float(run.stdout) < 1.5
 
 
-# ---------------------------------------------------------------------------------------------------------- dtypes
+# --- dtypes ---
 
 
 def test_values_keep_their_dtype_and_are_never_rounded(x64):
@@ -1213,7 +1264,7 @@ def test_other_kinds_of_numbers_do_not_cross(dtype):
         pair.to_torch({"fc": {"kernel": np.zeros((3, 4), np.float32), "bias": interop.to_jax(state["fc.bias"])}})
 
 
-# ---------------------------------------------------------------------------------------------------------- files
+# --- files ---
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".msgpack"])
@@ -1242,3 +1293,8 @@ def test_models_cross_by_files(tmp_path, ending):
     interop.save(file, {**ported, "batch_stats": {**ported["batch_stats"], "more": {"mean": np.ones(2)}}})
     with pytest.raises(ValueError, match="'batch_stats.more.mean', which the flax side that was matched has not"):
         pair.to_torch(interop.load(file))
+
+
+def test_the_example_of_the_docstring():
+    result = doctest.testmod(sys.modules["interop.match"])
+    assert result.attempted > 5 and result.failed == 0

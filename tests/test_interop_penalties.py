@@ -61,10 +61,17 @@ def same_value_grad_and_prox(pair, ours, theirs, params, metric=False):
     steps = {name: STEP * (1 + torch.rand_like(p)) for name, p in params.items()} if metric else STEP
     their_steps = pair.parameters_to_jax(steps) if metric else STEP
     their_params = pair.parameters_to_jax(params)
-    np.testing.assert_allclose(float(theirs.value(their_params)), float(ours.value(params)), rtol=1e-12)
-    if all(part.rule.grad is not None for part in ours.parts):
-        same(pair.parameters_to_torch(theirs.grad(their_params)), ours.grad(params))
-    same(pair.parameters_to_torch(theirs.prox(their_params, their_steps)), ours.prox(params, steps))
+    smooth = all(part.rule.grad is not None for part in ours.parts)
+
+    @jax.jit
+    def functions(params, steps):
+        return theirs.value(params), theirs.grad(params) if smooth else None, theirs.prox(params, steps)
+
+    value, gradient, prox = functions(their_params, their_steps)
+    np.testing.assert_allclose(float(value), float(ours.value(params)), rtol=1e-12)
+    if smooth:
+        same(pair.parameters_to_torch(gradient), ours.grad(params))
+    same(pair.parameters_to_torch(prox), ours.prox(params, steps))
 
 
 def same(got, wanted):
@@ -153,6 +160,9 @@ def test_everything_stays_everything():
     _, pair = pair_of(*CONVNET)
     assert repr(pair.penalty_to_jax(frt.l1(0.1))) == "l1(0.1)"
     assert repr(pair.penalty_to_torch(frj.l2(0.5))) == "l2(0.5)"
+    named = pair.penalty_to_jax(frt.l1(0.1).on(["conv", "norm", "fc"]))
+    tree = {name: np.zeros(form.shape, np.float32) for name, form in pair.flax.forms.items() if "stats" not in name}
+    assert selected(named, {**tree, "more.w": np.zeros(3, np.float32)}) == set(tree)  # and not what another model has
 
 
 def test_a_selector_that_selects_nothing_selects_nothing():
