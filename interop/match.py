@@ -286,10 +286,10 @@ class _Match:
         """The links of a pair of layers by whole names, each with what the table has to say besides."""
         if ours.module is None:
             (name,) = ours.names
-            if len(ours.shape) == 2 and ours.shape[0] == ours.shape[1] and by != "rename":
+            if by != "rename" and _could_be_moved(ours.shape):
                 raise ValueError(
-                    f"match: the bare array {name!r} is square, {ours.shape}, so that nothing tells whether flax has "
-                    f"it transposed; rename={{{name!r}: {theirs.name!r}}} says that it has not, a rule "
+                    f"match: the bare array {name!r} has a shape, {ours.shape}, that it would also have with its axes "
+                    f"in flax's order; rename={{{name!r}: {theirs.name!r}}} says that it lies as in PyTorch, a rule "
                     "(interop.rules.register) says anything else"
                 )
             yield Link((name,), tuple(theirs.names.values()), _same, _same), ""
@@ -407,6 +407,12 @@ def _remarks(module: Any, twin: Any) -> set[str]:
     layers = _options._with_cells(twin)
     remarks = {text for layer in layers for text in rule.options(module, layer) if isinstance(text, str)}
     return remarks | {text for text in rules.differences(module, twin) if ".use_fast_variance is" in text}
+
+
+def _could_be_moved(shape: tuple[int, ...]) -> bool:
+    """Whether a matrix or a convolution's kernel of this shape would look the same with flax's order of axes."""
+    order = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}.get(len(shape))
+    return order is not None and max(shape) > 1 and tuple(shape[i] for i in order) == shape
 
 
 def _same(x: Any) -> tuple[Any]:

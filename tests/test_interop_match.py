@@ -537,8 +537,10 @@ def test_bare_arrays_are_paired_as_they_lie():
 
 def test_a_square_bare_array_needs_a_word():
     flax = {**BARE, "pos_embedding": shaped(3, 3)}
-    with pytest.raises(ValueError, match=r"'pos' is square, \(3, 3\).*rename=\{'pos': 'pos_embedding'\}"):
+    with pytest.raises(ValueError, match=r"'pos' has a shape, \(3, 3\).*rename=\{'pos': 'pos_embedding'\}"):
         interop.match(Bare(3, 3), flax, rename={"mask": None})
+    with pytest.raises(ValueError, match=r"'pos' has a shape, \(2, 2, 2, 2\)"):  # as a convolution's kernel could be
+        interop.match(Bare(2, 2, 2, 2), {**BARE, "pos_embedding": shaped(2, 2, 2, 2)}, rename={"mask": None})
     pair = interop.match(Bare(3, 3), flax, rename={"mask": None, "pos": "pos_embedding"})
     given = torch.arange(9.0).reshape(3, 3)
     np.testing.assert_array_equal(pair.to_jax({**Bare(3, 3).state_dict(), "pos": given})["pos_embedding"], given)
