@@ -21,10 +21,11 @@ def __getattr__(name: str) -> Any:
     try:
         module = import_module("interop")
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "jax"):
+        missing = (error.name or "").partition(".")[0]  # of "jax.numpy", if that is what was imported first
+        if missing not in ("torch", "jax"):
             raise
         raise ImportError(
-            f"funcreg.interop needs both frameworks, and {error.name} is not installed: pip install 'funcreg[all]'"
+            f"funcreg.interop needs both frameworks, and {missing} is not installed: pip install 'funcreg[all]'"
         ) from error
     if getattr(module, "PART_OF", None) != "funcreg":
         where = getattr(module, "__file__", None) or ", ".join(getattr(module, "__path__", ["?"]))
