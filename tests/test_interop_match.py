@@ -761,6 +761,12 @@ def test_nothing_is_guessed(name):
         assert text in str(error.value)
 
 
+def test_a_long_list_is_cut():
+    net = squares(*(f"a{i}" for i in range(200)))
+    with pytest.raises(ValueError, match=r"(?s)no partner for 200 .*PyTorch  and 150 more.*flax     and 151 more"):
+        interop.match(net, flax_squares(*(f"b{i}" for i in range(201))))
+
+
 def test_the_rename_of_a_refusal_can_be_pasted():
     net, flax, _, _ = REFUSED["names of different things"]
     assert twins_of(interop.match(net, flax, rename={"gate": "wide", "up": "narrow"})) == {
