@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from . import _fit, _flatten, _flax, _layers, _options, _renames, rules
 from ._layers import Flax, Node, Torch
-from ._names import Path
 from ._pairing import Pairing
 from ._refusals import checked
 from ._table import Row
+from ._unpaired import refuse_crossed, refuse_unpaired, why_not
 from .links import Link
 from .pair import FlaxSide, Pair, TorchSide, form_of, outside_compilation
 
@@ -134,8 +134,8 @@ class _Match:
             else:
                 pairing.solve([node], [partner])
         pairing.solve([ours], [theirs])
-        _refuse_unpaired(pairing)
-        _refuse_crossed(pairing)
+        refuse_unpaired(pairing)
+        refuse_crossed(pairing)
         return self._result(pairing, everything, strict)
 
     # --- rename ---
@@ -210,7 +210,7 @@ class _Match:
     @staticmethod
     def _name(pairing: Pairing, ours: Torch, theirs: Flax) -> None:
         if not _layers.fits(ours, theirs):
-            raise ValueError(f"match: rename: {ours} cannot be {theirs}{_why_not(ours, theirs)}")
+            raise ValueError(f"match: rename: {ours} cannot be {theirs}{why_not(ours, theirs)}")
         pairing.pairs.append((ours, theirs, "rename"))
 
     # --- the result ---
@@ -286,10 +286,10 @@ class _Match:
         """The links of a pair of layers by whole names, each with what the table has to say besides."""
         if ours.module is None:
             (name,) = ours.names
-            if len(ours.shape) == 2 and ours.shape[0] == ours.shape[1] and by != "rename":
+            if by != "rename" and _could_be_moved(ours.shape):
                 raise ValueError(
-                    f"match: the bare array {name!r} is square, {ours.shape}, so that nothing tells whether flax has "
-                    f"it transposed; rename={{{name!r}: {theirs.name!r}}} says that it has not, a rule "
+                    f"match: the bare array {name!r} has a shape, {ours.shape}, that it would also have with its axes "
+                    f"in flax's order; rename={{{name!r}: {theirs.name!r}}} says that it lies as in PyTorch, a rule "
                     "(interop.rules.register) says anything else"
                 )
             yield Link((name,), tuple(theirs.names.values()), _same, _same), ""
@@ -409,6 +409,12 @@ def _remarks(module: Any, twin: Any) -> set[str]:
     return remarks | {text for text in rules.differences(module, twin) if ".use_fast_variance is" in text}
 
 
+def _could_be_moved(shape: tuple[int, ...]) -> bool:
+    """Whether a matrix or a convolution's kernel of this shape would look the same with flax's order of axes."""
+    order = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}.get(len(shape))
+    return order is not None and max(shape) > 1 and tuple(shape[i] for i in order) == shape
+
+
 def _same(x: Any) -> tuple[Any]:
     return (x,)
 
@@ -438,100 +444,3 @@ def _detach(root: Node, node: Node) -> None:
     else:
         for child in root.children:
             _detach(child, node)
-
-
-# --- what could not be paired ---
-
-
-def _refuse_unpaired(pairing: Pairing) -> None:
-    text = []
-    for ours, pieces in pairing.lonely:
-        theirs = _put_together(pieces)
-        text.append(
-            f"no partner for {len(ours)} of the PyTorch side and {len(theirs)} of the flax side (or one too many):"
-        )
-        text += [f"  PyTorch  {x}{_nearest(x, theirs)}{x.why_bare and f'; {x.why_bare}'}" for x in ours]
-        text += [f"  flax     {y}{_nearest_torch(y, ours)}" for y in theirs]
-        text.append(
-            "rename={'name': 'partner'} pairs two of one shape, rename={'name': None} leaves one of PyTorch's out; a "
-            "layer without a rule needs one (interop.rules.register)"
-        )
-    for ours, theirs, why in pairing.unclear:
-        text.append(f"cannot tell which is which: {why}:")
-        text.append(f"  PyTorch  {', '.join(_named(x) for x in ours)}")
-        text.append(f"  flax     {', '.join(_named(y) for y in theirs)}")
-        said = ", ".join(f"{_named(x)!r}: {_named(y)!r}" for x, y in zip(ours, theirs, strict=True))
-        text.append(f"correct and paste: rename={{{said}}}")
-    if text:
-        raise ValueError("match: " + "\n".join(text))
-
-
-def _put_together(items: list[Flax]) -> list[Flax]:
-    """Bare leaves of one container as the layer that they could have been."""
-    whole: dict[Path, Flax] = {}
-    for item in items:
-        place = item.path[:-1] if item.bare and len(item.path) > 1 else item.path
-        one = whole.setdefault(place, Flax(place, {}, {}) if place != item.path else item)
-        if one is not item:
-            own = "".join(item.path[-1:])
-            one.names[own], one.shapes[own] = item.names[""], item.shapes[""]
-    return list(whole.values())
-
-
-def _named(node: Node) -> str:
-    return ".".join(node.path)
-
-
-def _nearest(ours: Torch, theirs: list[Flax]) -> str:
-    near = sorted(theirs, key=lambda y: (not _why_not(ours, y), _distance(ours.path, y.path)))[:2]
-    return f"; nearest: {' or '.join(f'{y}{_why_not(ours, y)}' for y in near)}" if near else ""
-
-
-def _nearest_torch(theirs: Flax, ours: list[Torch]) -> str:
-    near = sorted(ours, key=lambda x: (not _why_not(x, theirs), _distance(x.path, theirs.path)))[:2]
-    return f"; nearest: {' or '.join(f'{x.name}{_why_not(x, theirs)}' for x in near)}" if near else ""
-
-
-def _distance(a: Path, b: Path) -> float:
-    from difflib import SequenceMatcher
-
-    return -SequenceMatcher(None, ".".join(a).lower(), ".".join(b).lower()).ratio()
-
-
-def _why_not(ours: Torch, theirs: Flax) -> str:
-    """What keeps two layers apart, if it is little."""
-    if _layers.fits(ours, theirs):
-        return " (fits)"
-    wanted = [{"": ours.shape}] if ours.module is None else ours.forms
-    for form in wanted:
-        if ours.module is None and len(theirs.shapes) == 1:
-            form = dict.fromkeys(theirs.shapes, ours.shape)
-        missing, more = [n for n in form if n not in theirs.shapes], [n for n in theirs.shapes if n not in form]
-        other = {n for n in form if n in theirs.shapes and form[n] != theirs.shapes[n]}
-        if not other and not missing and not more:
-            return f" (the same arrays, but a {theirs.kind})" if theirs.kind else ""
-        if not other and len(form) > len(missing):
-            text = [f"lacks {', '.join(missing)}"] if missing else []
-            text += [f"has {', '.join(more)} besides"] if more else []
-            hint = ": pass the batch statistics too, all of linen's variables or nnx.state(model)"
-            hint = hint if "mean" in missing else ""
-            return f" (flax {' and '.join(text)}{hint})"
-        if (
-            other
-            and not missing
-            and not more
-            and all(form[n] == theirs.shapes[n][::-1] for n in other if len(form[n]) > 1)
-            and all(sorted(form[n]) == sorted(theirs.shapes[n]) for n in other)
-        ):
-            return " (fits after a transpose)"
-    return ""
-
-
-def _refuse_crossed(pairing: Pairing) -> None:
-    """Nodes with the name of another one, from which their shapes keep them apart."""
-    for ours, partner, namesake in pairing.crossed:
-        text = f"{ours.item or _named(ours)} fits {partner.item or _named(partner)} by its arrays"
-        raise ValueError(
-            f"match: {text}, but has the name of {'.'.join(namesake)}; one of the models may be wrong; "
-            f"rename={{{_named(ours)!r}: {_named(partner)!r}}} says that this is meant"
-        )

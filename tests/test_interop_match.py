@@ -537,8 +537,10 @@ def test_bare_arrays_are_paired_as_they_lie():
 
 def test_a_square_bare_array_needs_a_word():
     flax = {**BARE, "pos_embedding": shaped(3, 3)}
-    with pytest.raises(ValueError, match=r"'pos' is square, \(3, 3\).*rename=\{'pos': 'pos_embedding'\}"):
+    with pytest.raises(ValueError, match=r"'pos' has a shape, \(3, 3\).*rename=\{'pos': 'pos_embedding'\}"):
         interop.match(Bare(3, 3), flax, rename={"mask": None})
+    with pytest.raises(ValueError, match=r"'pos' has a shape, \(2, 2, 2, 2\)"):  # as a convolution's kernel could be
+        interop.match(Bare(2, 2, 2, 2), {**BARE, "pos_embedding": shaped(2, 2, 2, 2)}, rename={"mask": None})
     pair = interop.match(Bare(3, 3), flax, rename={"mask": None, "pos": "pos_embedding"})
     given = torch.arange(9.0).reshape(3, 3)
     np.testing.assert_array_equal(pair.to_jax({**Bare(3, 3).state_dict(), "pos": given})["pos_embedding"], given)
@@ -757,6 +759,12 @@ def test_nothing_is_guessed(name):
         interop.match(net, flax, **options)
     for text in texts:
         assert text in str(error.value)
+
+
+def test_a_long_list_is_cut():
+    net = squares(*(f"a{i}" for i in range(200)))
+    with pytest.raises(ValueError, match=r"(?s)no partner for 200 .*PyTorch  and 150 more.*flax     and 151 more"):
+        interop.match(net, flax_squares(*(f"b{i}" for i in range(201))))
 
 
 def test_the_rename_of_a_refusal_can_be_pasted():
