@@ -162,3 +162,10 @@ def test_the_ensemble_benchmark_runs(ensembles, tmp_path, capsys):
     with pytest.raises(SystemExit):
         ensembles.main(["--members", "0"])
     assert "argument --members: must be >= 1, got 0" in capsys.readouterr().err
+
+
+def test_the_port_benchmark_measures_a_port(scripts, capsys):
+    scripts("port").main(["--leaves", "6", "--width", "200", "--rounds", "1"])
+    out = capsys.readouterr().out
+    assert "0.1M float32 parameters in 6 leaves" in out and "pair.optimizer_to_torch" in out
+    assert float(re.search(r"beside the model: (\S+) times", out)[1]) >= 0
