@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ._refusals import TO_TORCH, checked
@@ -34,7 +35,8 @@ def save(path: str | os.PathLike[str], tree: Tree) -> None:
 
     Args:
         path: ends in `.safetensors` or `.msgpack`.
-        tree: arrays of PyTorch, JAX or NumPy: `net.state_dict()`, linen variables, `nnx.state(model)`.
+        tree: arrays of PyTorch, JAX or NumPy: `net.state_dict()`, linen variables, the state of an optimizer, or
+            `nnx.state(model, (nnx.Param, nnx.BatchStat))`, which leaves out the PRNG keys of a dropout.
 
     Raises:
         ValueError: another ending, a name that `load` would refuse, or two leaves of one name.
@@ -89,6 +91,8 @@ def load(path: str | os.PathLike[str], allow_nonfinite: bool = False) -> dict[st
 
 
 def _file(where: str, path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{where}: path must be a string or a Path, and come first; got {type(path).__name__}")
     file = Path(path)
     if file.suffix in (".safetensors", ".msgpack"):
         return file
@@ -126,6 +130,8 @@ def _state_dict(node: Any) -> Any:
         return {field: _state_dict(getattr(node, field)) for field in node._fields}  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(node, (list, tuple)):
         return {str(i): _state_dict(child) for i, child in enumerate(node)}
+    if node is not None and not jax.tree.leaves(node):  # constants that JAX carries in a tree
+        return {}
     return node
 
 

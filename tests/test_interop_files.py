@@ -102,6 +102,24 @@ def test_nnx_states_are_saved_by_their_names(tmp_path, ending):
     assert same(kernel, state["layers"][0]["kernel"].get_value())
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_state_of_an_optimizer_is_saved_without_its_constants(tmp_path, ending):
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    pair = interop.match(net, {"kernel": np.ones((3, 2), "f"), "bias": np.ones(2, "f")})
+    _, state = pair.optimizer_to_jax(optimizer)
+    interop.save(tmp_path / f"x{ending}", (state, optax.EmptyState()))
+    back = interop.load(tmp_path / f"x{ending}")
+    if ending == ".safetensors":
+        assert same(back["0.state.exp_avg.kernel"], state.state["exp_avg"]["kernel"]) and len(back) == 8
+    else:
+        restored = flax.serialization.from_state_dict(state, back["0"])
+        assert restored.settings is state.settings
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), restored, state)
+
+
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "x.safetensors"
     interop.save(file, {"a": np.ones(2)})
@@ -158,6 +176,8 @@ def test_formats_that_can_run_code_are_not_opened(tmp_path, name):
 
 
 def test_other_endings_and_missing_files(tmp_path):
+    with pytest.raises(TypeError, match="save: path must be a string or a Path, and come first; got dict"):
+        interop.save({}, tmp_path / "x.msgpack")
     with pytest.raises(ValueError, match=r"save: path must end in \.safetensors or \.msgpack, got '.*x.h5'"):
         interop.save(tmp_path / "x.h5", {})
     for ending in ENDINGS:
