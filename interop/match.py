@@ -251,7 +251,7 @@ class _Match:
             )
         self._note_ties(rows, notes)
         self._note_dtypes(rows, notes)
-        kept = self._kept(rows, notes)
+        self._note_left_out(rows, notes)
         if said.differences and strict:
             raise ValueError(
                 "match: the arrays fit, but these layers compute different functions (strict=False only notes it):\n  "
@@ -265,7 +265,7 @@ class _Match:
             parameters,
             (*notes, *said.differences),
             self.net,
-            TorchSide(forms, self.first, kept, frozenset(parameters)),
+            TorchSide(forms, self.first, frozenset(parameters)),
             FlaxSide(
                 {name: form_of(leaf.value) for name, leaf in leaves.items()},
                 frozenset(name for name, leaf in leaves.items() if leaf.trained),
@@ -357,17 +357,15 @@ class _Match:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             notes.append(f"{names[0]}{more}: {ours} in PyTorch, {theirs} in flax; values keep their own")
 
-    def _kept(self, rows: list[Row], notes: list[str]) -> dict[str, Any]:
-        """What has no twin, as it is now."""
+    def _note_left_out(self, rows: list[Row], notes: list[str]) -> None:
         linked = {name for row in rows for name in row.link.torch}
-        kept = {}
-        for name, x in self.state.items():
-            if self.first[name] == name and name not in linked:
-                kept[name] = x.detach().clone() if isinstance(x, Tensor) else x
-        told = [name for name in kept if not _layers.is_count(name)]
+        told = [
+            name
+            for name, first in self.first.items()
+            if name == first and name not in linked and not _layers.is_count(name)
+        ]
         if told:
-            notes.append(f"left out: {', '.join(told)}; to_torch gives what they are now")
-        return kept
+            notes.append(f"left out: {', '.join(told)}; to_torch gives them as they are in the model")
 
 
 def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) -> tuple[Link, str]:

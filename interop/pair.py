@@ -60,13 +60,11 @@ class TorchSide(NamedTuple):
     Attributes:
         forms: of every array of the state dict, in its order.
         first: for every name of it the first name of the same array: tied arrays have several.
-        kept: what has no twin in flax, by name, as it was when the pair was made.
         trained: the first names of the parameters.
     """
 
     forms: Mapping[str, Form]
     first: Mapping[str, str]
-    kept: Mapping[str, Any]
     trained: frozenset[str]
 
 
@@ -157,7 +155,7 @@ class Pair:
 
         Returns:
             A dict for `net.load_state_dict(...)`, with every name: tied arrays under all of theirs, and what flax does
-            not hold (`num_batches_tracked`, arrays that `rename` left out) as it was when the pair was made.
+            not hold (`num_batches_tracked`, arrays that `rename` left out) as it is in the model now.
 
         Raises:
             ValueError: a missing or additional leaf; another shape; a dtype other than the model's, into which
@@ -189,10 +187,11 @@ class Pair:
                         f"({', '.join(map(repr, self._leaves_of(name)))}) have different values; make them equal first"
                     )
                 new.setdefault(name, x)
+        now = self.net.state_dict()
         state = {}
         for name, first in self.torch.first.items():
-            kept = self.torch.kept.get(first)
-            state[name] = new[first] if first in new else kept.clone() if isinstance(kept, Tensor) else kept
+            own = new[first] if first in new else now[name]
+            state[name] = own.clone() if first not in new and isinstance(own, Tensor) else own
         return state
 
     # --- what the optimizer has for each parameter ---
