@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import _fit, _flatten, _flax, _layers, _options, _renames, rules
@@ -89,6 +90,13 @@ def match(
     where = "match"
     if not isinstance(net, nn.Module):
         raise TypeError(f"{where}: net must be an nn.Module, got {type(net).__module__}.{type(net).__name__}")
+    if isinstance(net, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{where}: net is a {type(net).__name__} of TorchScript, whose layers have no class; pass the model"
+        )
+    for name, value in (("rename", rename), ("flatten", flatten)):
+        if value is not None and not isinstance(value, Mapping):
+            raise TypeError(f"{where}: {name} must be a dict by names of the PyTorch side, got {value!r}")
     state = net.state_dict(keep_vars=True)
     for name, x in state.items():
         if isinstance(x, Tensor):
@@ -299,8 +307,11 @@ class _Match:
             links = rules.links_of(ours.module, theirs.shapes, twin)
         except rules.Mismatch as error:
             raise ValueError(f"match: {ours} and {theirs}: {error}") from error
+        about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}"
+        for link in links:
+            if link.note:
+                said.remarks.setdefault(link.note, []).append(about)
         if twin is not None:
-            about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}"
             remarks = _remarks(ours.module, twin)
             for text in rules.differences(ours.module, twin):
                 if text in remarks:

@@ -1332,3 +1332,50 @@ def test_trees_may_hold_lists():
     assert jax.tree.structure(there) == jax.tree.structure(tree)
     assert there["layers"][1]["w"]["kernel"].shape == (4, 2)
     assert all(torch.equal(x, net.state_dict()[name]) for name, x in pair.to_torch(there).items())
+
+
+# --- names that differ in little ---
+
+
+def nnx_dict(*names):
+    return nnx.Dict({name: nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i, name in enumerate(names)})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (("a1b", "ab1"), ("ab1", "a1b")),
+        (("w", "W"), ("W", "w")),
+        (("a", "A"), ("A", "a")),
+        (("x_", "x"), ("x", "x_")),
+        (("conv", "proj"), ("proj", "conv")),
+        (("h", "w", "head"), ("w", "head", "h")),
+        (("b\u00b2", "b\u00b9"), ("b\u00b9", "b\u00b2")),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_equal_names_are_twins_whatever_the_order(ours, theirs, wrapped):
+    net = net_of(**{name: nn.Linear(4, 4) for name in ours})
+    pair = interop.match(nn.Sequential(net) if wrapped else net, nnx_dict(*theirs))
+    for link in pair.links:
+        assert link.torch[0].removeprefix("0.").split(".")[0] == link.jax[0].split(".")[0]
+
+
+def test_single_letters_are_words():
+    pair = interop.match(net_of(h=nn.Linear(4, 4), w=nn.Linear(4, 4)), nnx_dict("width", "height"))
+    assert twins_of(pair) == {"h": "height", "w": "width"}
+    pair = interop.match(net_of(l1=nn.Linear(4, 4), l2=nn.Linear(4, 4)), nnx_dict("fc1", "fc2"))
+    assert twins_of(pair) == {"l1": "fc1", "l2": "fc2"}
+
+
+def test_what_is_assumed_is_among_the_notes():
+    net = net_of(up=nn.ConvTranspose1d(4, 4, 3))
+    (note,) = interop.match(net, {"up": {"kernel": shaped(3, 4, 4), "bias": shaped(4)}}).notes
+    assert note.startswith("up / up: ") and "transpose_kernel" in note
+
+
+@pytest.mark.parametrize("options", [{"rename": "fc"}, {"flatten": 3}, {"rename": ["fc"]}])
+def test_options_are_dicts(options):
+    (name,) = options
+    with pytest.raises(TypeError, match=f"match: {name} must be a dict by names of the PyTorch side, got "):
+        interop.match(net_of(fc=nn.Linear(3, 4)), {"fc": dense(3, 4)}, **options)
