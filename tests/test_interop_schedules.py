@@ -11,6 +11,7 @@ import torch
 from torch.optim import lr_scheduler as schedulers
 
 import interop
+import interop.optimizers
 from interop.optimizers.schedules import rates_of
 
 HORIZON = 12
@@ -269,6 +270,98 @@ def test_a_scheduler_without_an_exact_twin_is_refused(make, why):
     net, optimizer, scheduler = two_groups(make)
     with pytest.raises(TypeError, match=f"optimizer_to_jax: the scheduler is a {why}"):
         pair_of(net.float()).optimizer_to_jax(optimizer, scheduler)
+
+
+def counting(make, updates=0, every=1):
+    """Adam, which counts its updates; the scheduler is stepped after every so many."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    scheduler = make(optimizer)
+    train(net, optimizer, scheduler, updates, every)
+    return net, optimizer, scheduler
+
+
+def train(net, optimizer, scheduler, updates, every=1, start=0):
+    for i in range(start, start + updates):
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        if i % every == every - 1:
+            scheduler.step()
+
+
+def test_a_scheduler_that_was_forgotten_is_refused():
+    net, optimizer, scheduler = counting(lambda o: schedulers.CosineAnnealingLR(o, 60), 3)
+    pair, rate = pair_of(net), float(optimizer.param_groups[0]["lr"])
+    with pytest.raises(ValueError, match="has had a scheduler, .*'initial_lr' .* pass it, scheduler=") as error:
+        pair.optimizer_to_jax(optimizer)
+    remedy = str(error.value).rpartition("scheduler=")[2]
+    tx, state = pair.optimizer_to_jax(optimizer, eval(remedy))
+    params = pair.to_jax(net)
+    _, state = tx.update(params, state, params)
+    assert np.allclose(state.learning_rate[0], rate, rtol=1e-7)
+    net, optimizer, scheduler = two_groups(KNOWN["step"])
+    with pytest.raises(ValueError, match=r"scheduler=lambda count: \(0\.1, 0\.03\)$"):
+        pair_of(net.float()).optimizer_to_jax(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("updates", "every", "given", "why"),
+    [
+        (40, 5, 1, "done 40 updates and the StepLR has last_epoch=8, .* 8 updates with .*=1: steps_per_epoch=5 would"),
+        (12, 2, 4, "done 12 updates .* last_epoch=6, which are 24 .*=4: steps_per_epoch=2 would agree"),
+        (
+            43,
+            5,
+            5,
+            "done 43 updates .* last_epoch=8, which are 40 .*=5: the epoch is not over; port after sch",
+        ),
+        (43, 5, 1, "done 43 updates .* last_epoch=8, .*=1: port right after scheduler.step"),
+        (3, 5, 1, "done 3 updates .* last_epoch=0, which are 0 updates .*: port right after scheduler.step"),
+    ],
+)
+def test_a_scheduler_at_another_step_than_the_optimizer_is_refused(updates, every, given, why):
+    net, optimizer, scheduler = counting(lambda o: schedulers.StepLR(o, 3), updates, every)
+    with pytest.raises(ValueError, match=f"optimizer_to_jax: the optimizer has {why}"):
+        pair_of(net).optimizer_to_jax(optimizer, scheduler, steps_per_epoch=given)
+
+
+def test_steps_that_can_be_explained_or_not_be_judged_are_accepted():
+    net, optimizer, scheduler = counting(lambda o: schedulers.StepLR(o, 2), 15, 5)
+    pair = pair_of(net)
+    pair.optimizer_to_jax(optimizer, scheduler, steps_per_epoch=5)
+    del optimizer.state[net[0].bias]  # had no gradient so far
+    pair.optimizer_to_jax(optimizer, scheduler, 5)
+    resumed = torch.optim.Adam(net.parameters(), lr=0.1)
+    again = schedulers.StepLR(resumed, 2)
+    pair.optimizer_to_jax(resumed, scheduler=again)
+    again.load_state_dict(scheduler.state_dict())
+    pair.optimizer_to_jax(resumed, again)  # moments dropped, the schedule kept
+    resumed.load_state_dict(optimizer.state_dict())
+    pair.optimizer_to_jax(resumed, again, 5)
+    net, optimizer, scheduler = counting(lambda o: schedulers.StepLR(o, 2), 5)
+    scheduler.step()  # a GradScaler has skipped the update
+    pair_of(net).optimizer_to_jax(optimizer, scheduler)
+
+
+def test_a_scheduler_that_is_younger_than_the_state_crosses_as_a_schedule():
+    net, optimizer, _ = counting(lambda o: schedulers.ConstantLR(o), 7)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = 0.1
+    scheduler = schedulers.CosineAnnealingLR(optimizer, 9)
+    train(net, optimizer, scheduler, 2)
+    pair = pair_of(net)
+    with pytest.raises(ValueError, match=r"9 updates .* last_epoch=2, .*=interop.optimizers.schedule_of\(scheduler\)"):
+        pair.optimizer_to_jax(optimizer, scheduler)
+    tx, state = pair.optimizer_to_jax(optimizer, interop.optimizers.schedule_of(scheduler), steps_per_epoch=2)
+    params = pair.to_jax(net)
+    for every in range(6):
+        _, state = tx.update(params, state, params)
+        if every % 2:
+            train(net, optimizer, scheduler, 1)
+        assert np.allclose(state.learning_rate[0], now(optimizer)[0], rtol=1e-6)
+    with pytest.raises(TypeError, match="schedule_of: scheduler must be a scheduler of torch.optim, got float"):
+        interop.optimizers.schedule_of(0.1)
 
 
 def test_wrong_arguments_are_refused():

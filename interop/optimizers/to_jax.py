@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..arrays import to_jax
 from ._settings import Settings, filled, groups_of, handle_of, named, settings_of
 from ._transformation import TorchOptimizerState, rebuild, scalar_dtype, torch_optimizer
-from .schedules import rates_of
+from .schedules import constant_rates, rates_of
 
 _WHERE = "optimizer_to_jax"
 
@@ -52,16 +52,20 @@ def optimizer_to_jax(
         scheduler: of the learning rate: ConstantLR, LinearLR, ExponentialLR, PolynomialLR, StepLR, MultiStepLR,
             CosineAnnealingLR, CosineAnnealingWarmRestarts, SequentialLR, a ChainedScheduler of the first six; or a
             function `count -> learning rate` that JAX can trace, `count` being the updates from now on. It goes on
-            from its own last step, with one `scheduler.step()` after every update.
+            from its own last step, with one `scheduler.step()` after every update. An optimizer that has had one
+            (`'initial_lr'` in its groups) needs one here: `lambda count: 0.001` where the rate shall stay.
         steps_per_epoch: the scheduler is stepped after as many updates instead, an epoch; the optimizer must then
-            stand at the end of one.
+            stand at the end of one. The updates that the optimizer has counted must be as many epochs as the scheduler
+            has (SGD counts none: there it is the caller's promise); `interop.optimizers.schedule_of(scheduler)` instead
+            of the scheduler is for one that was made later than the state.
 
     Returns:
         `(transformation, opt_state)`. `update` needs the parameters.
 
     Raises:
         TypeError: an optimizer or a scheduler without an exact twin, with the difference; complex parameters.
-        ValueError: parameters that are not the net's, a state that is not whole, hooks around the step, a penalty on a
+        ValueError: no scheduler where the optimizer has had one, or one at another step than the optimizer; parameters
+            that are not the net's, a state that is not whole, hooks around the step, a penalty on a
             parameter that the JAX side holds in several arrays.
     """
     settings = settings_of(_WHERE, pair, optimizer)
@@ -77,7 +81,10 @@ def optimizer_to_jax(
             _refuse_split(pair, [name for name, _ in handle._bound.values()])
         penalty = pair.penalty_to_jax(handle.penalty)
     now = tuple(float(group["lr"]) for group in optimizer.param_groups)
-    rates = now if scheduler is None else rates_of(_WHERE, scheduler, optimizer, steps_per_epoch)
+    if scheduler is None:
+        rates: Any = constant_rates(_WHERE, optimizer)
+    else:
+        rates = rates_of(_WHERE, scheduler, optimizer, steps_per_epoch)
     state = TorchOptimizerState(
         jnp.zeros((), jnp.int32),
         tuple(jnp.asarray(lr, scalar_dtype()) for lr in now),
