@@ -624,6 +624,9 @@ def test_a_state_of_optax_goes_on_in_torch(cls, options, tx, x64):
         (torch.optim.SGD, {}, optax.sgd(0.01, 0.9), "holds TraceState"),
         (torch.optim.Adam, {}, optax.sgd(0.01, 0.9), "holds TraceState"),
         (torch.optim.Adam, {}, optax.masked(optax.adam(0.01), {"hidden": True}), "holds MaskedState"),
+        (torch.optim.Adam, {}, fr_jax.prox_adam(0.01, fr_jax.l1(0.1)), r"ProxAdamState, .* pair.opt_state_to_torch\("),
+        (torch.optim.SGD, {}, fr_jax.prox_sgd(0.01, fr_jax.l1(0.1)), r"ProxSgdState, .* pair.opt_state_to_torch\("),
+        (torch.optim.Adam, {}, optax.MultiSteps(optax.adam(0.01), 2), "MultiStepsState, .*pass opt_state.inner_opt_st"),
         (torch.optim.RMSprop, {}, optax.rmsprop(0.01, momentum=0.9), "momentum=0 cannot go on"),
         (torch.optim.RMSprop, {"centered": True}, optax.rmsprop(0.01), "centered=True"),
         (torch.optim.RMSprop, {"momentum": 0.9}, optax.rmsprop(lambda count: 0.01, momentum=0.9), "under a schedule"),
@@ -634,6 +637,74 @@ def test_a_state_of_optax_that_means_something_else_is_refused(cls, options, tx,
     pair = dense_pair(net)
     with pytest.raises(TypeError, match=why):
         pair.optimizer_to_torch(tx.init(pair.to_jax(net)), cls(net.parameters(), **{"lr": 0.01, **options}))
+
+
+def decayed_kernels(tree):
+    return jax.tree.map(lambda x: x.ndim > 1, tree)
+
+
+MASKED = {
+    "alone": optax.adamw(0.01, weight_decay=0.1, mask=decayed_kernels),
+    "in a chain": optax.chain(
+        optax.masked(optax.scale(1.0), decayed_kernels), optax.adamw(0.01, weight_decay=0.1, mask=decayed_kernels)
+    ),
+    "with rates in the state": optax.inject_hyperparams(optax.adamw, static_args="mask")(
+        0.01, weight_decay=0.1, mask=decayed_kernels
+    ),
+}
+
+
+@pytest.mark.relaxed_promotion
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_decay_goes_on_in_two_groups(name, x64):
+    net = away_from_zero(Dense())
+    grads = draw(net, 12)
+    groups = [{"params": [net.hidden.weight]}, {"params": [net.hidden.bias], "weight_decay": 0.0}]
+    optimizer, tx = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1), MASKED[name]
+    with x64():
+        pair = dense_pair(net)
+        params = pair.to_jax(net)
+        params, state = jax_steps(pair, tx, tx.init(params), params, grads[:6])
+        load(net, pair, params)
+        pair.optimizer_to_torch(state, optimizer)
+        torch_steps(net, optimizer, grads[6:])
+        params, _ = jax_steps(pair, tx, state, params, grads[6:])
+        got = pair.parameters_to_torch(params)
+    assert all(np.allclose(got[name], p, rtol=1e-12, atol=0) for name, p in own(net).items())
+
+
+@pytest.mark.relaxed_promotion
+def test_states_around_others_go_on_as_their_refusals_say(x64):
+    """Each label of a partition in an optimizer of its own; what MultiSteps holds, between two of its updates."""
+    net = away_from_zero(Dense())
+    grads = draw(net, 12)
+    kernel, bias = torch.optim.Adam([net.hidden.weight], lr=0.01), torch.optim.SGD([net.hidden.bias], 0.01, 0.9)
+    labels = {"hidden": {"kernel": "a", "bias": "b"}}
+    tx = optax.partition({"a": optax.adam(0.01), "b": optax.sgd(0.01, 0.9)}, labels)
+    with x64():
+        pair = dense_pair(net)
+        params, state = jax_steps(pair, tx, tx.init(pair.to_jax(net)), pair.to_jax(net), grads[:6])
+        load(net, pair, params)
+        with pytest.raises(TypeError, match=r"PartitionState, .* opt_state.inner_states\[label\].inner_state"):
+            pair.optimizer_to_torch(state, kernel)
+        pair.optimizer_to_torch(state.inner_states["a"].inner_state, kernel)
+        pair.optimizer_to_torch(state.inner_states["b"].inner_state, bias)
+        torch_steps(net, kernel, grads[6:])
+        torch_steps(net, bias, grads[6:])
+        params, _ = jax_steps(pair, tx, state, params, grads[6:])
+        assert ulps(pair, params, net) <= 4 * ULP
+
+        multi = optax.MultiSteps(optax.adam(0.01), 2)
+        params, state = jax_steps(pair, multi, multi.init(params), params, grads[:6])
+        assert int(state.mini_step) == 0
+        load(net, pair, params)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        pair.optimizer_to_torch(state.inner_opt_state, optimizer)
+        halves = [{k: (a[k] + b[k]) / 2 for k in a} for a, b in zip(grads[6::2], grads[7::2], strict=True)]
+        torch_steps(net, optimizer, halves)
+        params, _ = jax_steps(pair, multi, state, params, grads[6:])
+        got = pair.parameters_to_torch(params)  # optax corrects in float32 inside of its lax.cond
+    assert all(np.allclose(got[name], p, rtol=1e-8, atol=0) for name, p in own(net).items())
 
 
 # --- an attached penalty ---

@@ -20,6 +20,15 @@ _DIFFERENT = {
     "NAdam": "optax.nadam has no momentum_decay",
     "RAdam": "optax.radam scales eps by the bias correction, PyTorch does not",
 }
+_OURS = "of funcreg.jax, which goes on in funcreg.torch.{0}: its state is pair.opt_state_to_torch(opt_state)"
+_ELSEWHERE = {  # by name: some have no public one
+    "ProxSgdState": _OURS.format("prox_sgd"),
+    "ProxAdamState": _OURS.format("prox_adam"),
+    "MultiStepsState": "which sums the gradients of several calls, where torch.optim leaves that to backward(): where "
+    "mini_step is 0, pass opt_state.inner_opt_state",
+    "PartitionState": "which has a transformation for each label, where torch.optim has one for all groups: make an "
+    "optimizer of the parameters of each label and pass it opt_state.inner_states[label].inner_state",
+}
 REMEMBER_NOTHING = (optax.EmptyState, optax.ScaleByScheduleState)  # nothing that PyTorch's optimizers would
 
 
@@ -47,8 +56,14 @@ def from_optax(
 
 
 def chained(state: Any) -> Iterator[Any]:
-    """The states of a chain, in order, out of `inject_hyperparams` as well."""
-    if hasattr(state, "_fields"):
+    """The states of a chain, in order, out of `inject_hyperparams` as well.
+
+    What is masked and remembers nothing, as the decay of `adamw(mask=...)`, is as if it were not masked.
+    """
+    if isinstance(state, optax.MaskedState):
+        inside = list(chained(state.inner_state))
+        yield from inside if all(isinstance(part, REMEMBER_NOTHING) for part in inside) else (state,)
+    elif hasattr(state, "_fields"):
         yield state
         if hasattr(state, "hyperparams"):
             yield from chained(state.inner_state)
@@ -76,6 +91,9 @@ def _arrays(where: str, settings: Settings, optimizer: Optimizer, own: list[Any]
         return {"square_avg": own[0].e_g, "acc_delta": own[0].e_x, "step": _everywhere(settings, np.float32(1))}
     if name == "RMSprop" and kinds and issubclass(kinds[0], _RMS + _COUNTED_RMS):
         return _rmsprop(where, settings, optimizer, own, scheduled)
+    for kind in kinds:
+        if kind.__name__ in _ELSEWHERE:
+            raise TypeError(f"{where}: the state holds {kind.__name__}, {_ELSEWHERE[kind.__name__]}")
     got = ", ".join(kind.__name__ for kind in kinds) or "nothing"
     raise TypeError(
         f"{where}: {name} with its present options cannot go on from this optax state, which holds {got}; it goes on "
