@@ -1006,8 +1006,8 @@ def port_refusals(net):
     shaped.state[net.hidden.weight]["exp_avg"] = torch.zeros(2, 3)
     yield shaped, ValueError, r"'exp_avg' in the state of 'hidden.weight' is torch.float32 of shape \[2, 3\], the param"
     narrow = trained()
-    narrow.state[net.hidden.weight]["exp_avg"] = torch.zeros(3, 2, dtype=torch.float64)
-    yield narrow, ValueError, "'exp_avg' in the state of 'hidden.weight' is torch.float64"
+    narrow.state[net.hidden.weight]["exp_avg"] = torch.zeros(3, 2, dtype=torch.bfloat16)
+    yield narrow, ValueError, "'exp_avg' in the state of 'hidden.weight' is torch.bfloat16"
     other = torch.nn.Linear(2, 3)
     yield adam(other.parameters()), ValueError, r"parameter 0 of group 0 \(\[3, 2\]\) of the optimizer is no parameter"
     wrapped = adam(net.parameters())
@@ -1043,7 +1043,7 @@ def test_complex_and_replaced_parameters_are_refused():
         pair.optimizer_to_jax(optimizer)
 
 
-def test_float64_without_x64_and_traces_are_refused():
+def test_traces_are_refused():
     net = away_from_zero(Dense(), torch.float32)
     pair = dense_pair(net)
     optimizer = torch.optim.Adam(net.parameters())
@@ -1052,9 +1052,44 @@ def test_float64_without_x64_and_traces_are_refused():
         jax.jit(lambda state: pair.optimizer_to_torch(state, optimizer))(state)
     with pytest.raises(RuntimeError, match="while JAX traces a function"):
         jax.jit(lambda: pair.optimizer_to_jax(optimizer)[1].count)()
-    net.double()
-    with pytest.raises(ValueError, match="float64"):
-        pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
+
+
+def test_float64_is_for_the_whole_run(x64):
+    """Nothing is narrowed, neither at the port nor in the first update after a block with x64."""
+    net = away_from_zero(Dense())
+    pair = dense_pair(net)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    torch_steps(net, optimizer, draw(net, 2))
+    whole = (
+        r'is .*float64, .* whole run, jax.config.update\("jax_enable_x64", True\), or port in float32: net.float\(\);'
+    )
+    with pytest.raises(ValueError, match=f"optimizer_to_jax: 'hidden.weight' {whole}"):
+        pair.optimizer_to_jax(optimizer)
+    with pytest.raises(ValueError, match=r"opt_state_to_jax: 'hidden.weight' .*jax.config.update"):
+        pair.opt_state_to_jax(fr.prox_adam(0.1, fr.l1(0.1)).init(own(net)))
+    with x64():
+        tx, state = pair.optimizer_to_jax(optimizer)
+        params = pair.to_jax(net)
+        grads = jax.tree.map(jnp.zeros_like, params)
+    narrow = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    for update in (tx.update, jax.jit(tx.update)):
+        for these in (params, narrow):
+            with pytest.raises(ValueError, match=f"'hidden.(bias|kernel)' {whole}"):
+                update(grads, state, these)
+    with pytest.raises(ValueError, match=whole):
+        tx.init(params)
+
+    net.float()
+    with pytest.raises(
+        ValueError, match=r"net.to\(...\) came after it: optimizer.load_state_dict\(optimizer.state_dict\("
+    ):
+        pair.optimizer_to_jax(optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    tx, state = pair.optimizer_to_jax(optimizer)
+    grads = draw(net, 3)
+    params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads)
+    torch_steps(net, optimizer, grads)
+    assert all(np.allclose(x, net.get_parameter(n).detach()) for n, x in pair.parameters_to_torch(params).items())
 
 
 def test_an_update_that_does_not_fit_is_refused():

@@ -72,6 +72,8 @@ def torch_optimizer(
         leaves = _leaves(where, settings, params)
         grads = _grads(where, leaves, updates)
         old = {what: named(tree) for what, tree in state.state.items()}
+        for by_name in old.values():
+            refuse_wide(where, by_name)
         new = {what: dict(by_name) for what, by_name in old.items()}
         parts = _parts(penalty, params)
         moves = {}
@@ -138,7 +140,9 @@ def rebuild(like: Tree, by_name: Mapping[str, Any]) -> Tree:
 
 
 def _leaves(where: str, settings: Settings, params: Tree) -> dict[str, Array]:
-    leaves = {name: jnp.asarray(x) for name, x in named(params).items()}
+    given = named(params)
+    refuse_wide(where, given)
+    leaves = {name: jnp.asarray(x) for name, x in given.items()}
     known = dict(settings.group_of)
     for name in leaves.keys() ^ known.keys():
         raise ValueError(
@@ -146,6 +150,21 @@ def _leaves(where: str, settings: Settings, params: Tree) -> dict[str, Array]:
             f"{'not' if name in leaves else 'matched'}; pass the tree of pair.to_jax(net), of its parameters alone"
         )
     return leaves
+
+
+_IN_FLOAT32 = "port in float32: net.float(); optimizer.load_state_dict(optimizer.state_dict())"
+
+
+def refuse_wide(where: str, by_name: Mapping[str, Any], remedy: str = _IN_FLOAT32) -> None:
+    """Refuse float64 where JAX has x64 disabled, also after a block with it: it would go on narrowed."""
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    for name, x in by_name.items():
+        if str(getattr(x, "dtype", "")).removeprefix("torch.") in ("float64", "complex128"):
+            raise ValueError(
+                f"{where}: {name!r} is {x.dtype}, which JAX without x64 narrows at its first operation; enable it for "
+                f'the whole run, jax.config.update("jax_enable_x64", True), or {remedy}'
+            )
 
 
 def _grads(where: str, leaves: Mapping[str, Array], updates: Tree) -> dict[str, Array | None]:

@@ -15,6 +15,7 @@ from funcreg.torch import optax as torch_optax
 from funcreg.torch.optax import _transforms as torch_transforms
 
 from ..arrays import to_jax, to_torch
+from ._transformation import refuse_wide
 
 # optax has no public names for some of its states; the fields are the same on both sides
 _COUNTED = type(optax.scale_by_rms(bias_correction=True).init({}))
@@ -64,7 +65,12 @@ def opt_state_to_jax(pair: Any, state: Any) -> Any:
             opt_state_to_jax(pair, state.opt_state),
             _extra_to_jax(pair, state.params, state.extra),
         )
-    return _convert("opt_state_to_jax", state, _TWINS, pair.parameters_to_jax, to_jax)
+
+    def tree(values: Any) -> Any:
+        refuse_wide("opt_state_to_jax", values, "run in float32 from the start")
+        return pair.parameters_to_jax(values)
+
+    return _convert("opt_state_to_jax", state, _TWINS, tree, to_jax)
 
 
 def opt_state_to_torch(pair: Any, state: Any) -> Any:

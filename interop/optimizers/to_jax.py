@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..arrays import to_jax
 from ._settings import Settings, filled, groups_of, handle_of, named, settings_of
-from ._transformation import TorchOptimizerState, rebuild, scalar_dtype, torch_optimizer
+from ._transformation import TorchOptimizerState, rebuild, refuse_wide, scalar_dtype, torch_optimizer
 from .schedules import constant_rates, rates_of
 
 _WHERE = "optimizer_to_jax"
@@ -69,6 +69,7 @@ def optimizer_to_jax(
             parameter that the JAX side holds in several arrays.
     """
     settings = settings_of(_WHERE, pair, optimizer)
+    refuse_wide(_WHERE, dict(pair.net.named_parameters()))
     handle = handle_of(_WHERE, optimizer)
     penalty = None
     if handle is not None:
@@ -143,9 +144,12 @@ def _of_parameter(settings: Settings, group: int, name: str, p: Tensor, state: M
                 "whole state_dict, or set options when the optimizer is made"
             )
         if key in moments and (x.shape != p.shape or x.dtype != p.dtype):
+            why = "it is the state of another parameter"
+            if x.shape == p.shape:
+                why = "net.to(...) came after it: optimizer.load_state_dict(optimizer.state_dict()) converts the state"
             raise ValueError(
                 f"{_WHERE}: {key!r} in {what} is {x.dtype} of shape {list(x.shape)}, the parameter {p.dtype} of shape "
-                f"{list(p.shape)}; it is the state of another parameter, or load_state_dict came before net.to(...)"
+                f"{list(p.shape)}; {why}"
             )
         values[key] = x if key in moments else _scalar(key, x)
     return values
