@@ -313,25 +313,116 @@ class Pair:
     def optimizer_to_jax(
         self, optimizer: Optimizer, scheduler: Any = None, steps_per_epoch: int = 1
     ) -> tuple[optax.GradientTransformation, TorchOptimizerState]:
-        """`optimizers.optimizer_to_jax` of this pair: the transformation and its state, mid-run."""
+        """The same optimizer on the JAX side, mid-run: what it does next is what PyTorch would have done next.
+
+        The transformation follows PyTorch's formulas, not those of optax's optimizer of the same name, which differ for
+        most (eps, AMSGrad, dampening, NAdam, RAdam, Adagrad). In float64 the two agree to a few units in the last
+        place. Every parameter keeps its own step count, its group's hyper-parameters and its group's learning rate,
+        which is in the state: `state._replace(learning_rate=...)` changes it.
+
+        What calls `tx.init` itself would start afresh, without the moments and counts. The state goes into it by
+
+            optimizer = nnx.Optimizer(
+                model, optax.GradientTransformation(lambda _: opt_state, tx.update), wrt=nnx.Param
+            )
+            state = TrainState.create(apply_fn=model.apply, params=params, tx=tx).replace(opt_state=opt_state)
+
+        A gradient of zero is a gradient: it decays the moments and counts. What `p.grad is None` is in PyTorch is None
+        (or `optax.MaskedNode()`) in `updates` here: the leaf and its state stay as they are. Parameters in no group,
+        and those with `requires_grad=False`, are never moved.
+
+        A penalty that `fr.attach` has put on the optimizer crosses with it: every update ends with the same proximal
+        step of the penalty that it has now.
+
+        `foreach` and `fused` change nothing but the order of rounding. With `capturable` or `differentiable` PyTorch
+        takes powers of its float32 step counts in float32; here they are taken as without. Half precision rounds after
+        the same operations as in PyTorch.
+
+        Args:
+            optimizer: SGD, Adam, AdamW, RMSprop, Adagrad, Adamax, Adadelta, NAdam or RAdam, over parameters of the
+                pair's net.
+            scheduler: of the learning rate: ConstantLR, LinearLR, ExponentialLR, PolynomialLR, StepLR, MultiStepLR,
+                CosineAnnealingLR, CosineAnnealingWarmRestarts, SequentialLR, a ChainedScheduler of the first six; or a
+                function `count -> learning rate` that JAX can trace, `count` being the updates from now on. It goes on
+                from its own last step, with one `scheduler.step()` after every update. An optimizer that has had one
+                (`'initial_lr'` in its groups) needs one here: `lambda count: 0.001` where the rate shall stay.
+            steps_per_epoch: the scheduler is stepped after as many updates instead, an epoch; the optimizer must then
+                stand at the end of one. The updates that the optimizer has counted must be as many epochs as the
+                scheduler has (SGD counts none: there it is the caller's promise); for a scheduler that was made later
+                than the state, pass `interop.optimizers.schedule_of(scheduler)` in its place.
+
+        Returns:
+            `(tx, opt_state)`. `tx.update` needs the parameters; `tx.init(params)` is a fresh state of the same
+            structure, at the rates that the groups have now.
+
+        Raises:
+            TypeError: an optimizer or a scheduler without an exact twin, with the difference; complex parameters.
+            ValueError: no scheduler where the optimizer has had one, or one at another step than the optimizer;
+                parameters that are not the net's, a state that is not whole, hooks around the step; a penalty on a
+                parameter that the JAX side holds in several arrays; float64 where JAX has x64 disabled.
+        """
         from .optimizers import optimizer_to_jax
 
         return optimizer_to_jax(self, optimizer, scheduler, steps_per_epoch)
 
     def optimizer_to_torch(self, opt_state: Any, optimizer: Optimizer) -> None:
-        """`optimizers.optimizer_to_torch` of this pair: a state is written into an optimizer of torch.optim."""
+        """Write the state that a JAX run has reached into an optimizer of torch.optim, which goes on from there.
+
+        The optimizer is made as for a new run, with the hyper-parameters of the JAX run, over the parameters of the
+        pair's net; these are moved on their own (`net.load_state_dict(pair.to_torch(params))`). Nothing is written
+        until everything has been checked. As `load_state_dict` does, it replaces the state of every parameter and the
+        learning rate of every group (of a state of ours, and of `optax.inject_hyperparams`; others hold no rate). A
+        scheduler is not looked at: make it for the fresh optimizer and step it once for every update so far, before
+        this call.
+
+        Args:
+            opt_state: of `optimizer_to_jax`, also as `nnx.Optimizer` holds it, or in `optax.chain` with clipping and
+                the like; or of optax where it means the same: `sgd`, `adam`, `adamw`, `adamax`, `adadelta`, and
+                `rmsprop(..., eps_in_sqrt=False)`, with momentum at a constant learning rate. What is masked and
+                remembers nothing, such as the decay of `adamw(mask=...)`, is a matter of the optimizer's groups.
+            optimizer: made with the same hyper-parameters, which an optax state does not tell.
+
+        Raises:
+            TypeError: an optimizer without an exact twin, or an optax state that it cannot continue, with the
+                difference.
+            ValueError: hyper-parameters, groups, shapes or dtypes that differ; leaves of one parameter at different
+                steps.
+        """
         from .optimizers import optimizer_to_torch
 
         optimizer_to_torch(self, opt_state, optimizer)
 
     def opt_state_to_jax(self, state: Any) -> Any:
-        """`optimizers.opt_state_to_jax` of this pair: states of `funcreg.torch`, a `TrainState` as well."""
+        """A state of the functional optimizers of `funcreg.torch` as that of `funcreg.jax` and optax, in the same run.
+
+        `prox_sgd`, `prox_adam`, `add_penalty_gradient`, everything of `funcreg.torch.optax`, in chains as well, and the
+        `TrainState` of `train_step` with parameters, state and extra. Trees like the parameters are carried across by
+        the pair, counts as they are. The transformation on the other side is made with the same arguments, and with
+        `pair.penalty_to_jax(penalty)`.
+
+        Args:
+            state: the state; the keys of its trees are the names of the net's parameters (`fr.params(net)`). The
+                `extra` of a `TrainState` is empty, or the dict of the net's buffers; it becomes the collections beside
+                `params`, or the part of the `nnx.State` that is no Param.
+
+        Raises:
+            TypeError: a state without a twin.
+            ValueError: trees that are not like the parameters of the pair; float64 where JAX has x64 disabled.
+        """
         from .optimizers import opt_state_to_jax
 
         return opt_state_to_jax(self, state)
 
     def opt_state_to_torch(self, state: Any) -> Any:
-        """`optimizers.opt_state_to_torch` of this pair: states of `funcreg.jax` and optax, a `TrainState` as well."""
+        """The way back of `opt_state_to_jax`; trees like the parameters become dicts by PyTorch's names.
+
+        Args:
+            state: the state; the `extra` of a `TrainState` is empty, or what `opt_state_to_jax` makes of buffers.
+
+        Raises:
+            TypeError: a state without a twin.
+            ValueError: trees that are not like the parameters of the pair.
+        """
         from .optimizers import opt_state_to_torch
 
         return opt_state_to_torch(self, state)

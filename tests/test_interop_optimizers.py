@@ -6,6 +6,7 @@ parameter, and where one passes through 0 that rounding is many units of what is
 """
 
 import copy
+import inspect
 import itertools
 
 import flax.linen as nn
@@ -539,6 +540,33 @@ def test_linens_train_state_and_its_files_keep_it(x64):
         torch_steps(net, optimizer, grads[2:])
         assert ulps(pair, state.params, net) <= ULP
         assert state.opt_state.settings == opt_state.settings
+
+
+def test_help_of_the_pair_says_what_crosses_and_where_the_state_goes():
+    for name in ("optimizer_to_jax", "optimizer_to_torch", "opt_state_to_jax", "opt_state_to_torch"):
+        doc = inspect.getdoc(getattr(interop.Pair, name)) or ""
+        assert "Args:\n" in doc and "Raises:\n" in doc and doc.count("\n") > 6, name
+    doc = inspect.getdoc(interop.Pair.optimizer_to_jax) or ""
+    recipes = doc.partition("goes into it by\n")[2].partition("A gradient of zero")[0]
+    net = away_from_zero(Net(), torch.float32)
+    optimizer = torch.optim.Adam(net.parameters())
+    torch_steps(net, optimizer, draw(net, 2))
+    model = Nnx(rngs=nnx.Rngs(0))
+    tx, opt_state = interop.match(net, model).optimizer_to_jax(optimizer)
+    names = {"nnx": nnx, "optax": optax, "TrainState": TrainState, "model": model, "tx": tx, "opt_state": opt_state}
+    nnx_lines, linen_line = inspect.cleandoc(recipes).rsplit("\n", 1)
+    exec(nnx_lines, names)
+    grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    names["optimizer"].update(model, grads)
+    pair, words = net_pair(net), jnp.zeros(1, jnp.int32)
+    tx, opt_state = pair.optimizer_to_jax(optimizer)
+    params = pair.to_jax(net)
+    names |= {"model": Flax(), "params": params, "tx": tx, "opt_state": opt_state}
+    exec(linen_line, names)
+    state = names["state"].apply_gradients(grads=jax.tree.map(jnp.ones_like, params))
+    assert state.apply_fn({"params": state.params}, words).shape == (1, 2)
+    for after in (names["optimizer"].opt_state.state, state.opt_state.state):
+        assert all(float(x) == 3 for x in jax.tree.leaves(after["step"]))
 
 
 def test_it_is_a_transformation_like_others(x64):

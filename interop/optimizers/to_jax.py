@@ -22,52 +22,7 @@ _WHERE = "optimizer_to_jax"
 def optimizer_to_jax(
     pair: Any, optimizer: Optimizer, scheduler: Any = None, steps_per_epoch: int = 1
 ) -> tuple[optax.GradientTransformation, TorchOptimizerState]:
-    """The same optimizer on the JAX side, mid-run: what it does next is what PyTorch would have done next.
-
-    The transformation follows PyTorch's formulas, not those of optax's optimizer of the same name, which differ for
-    most (eps, AMSGrad, dampening, NAdam, RAdam, Adagrad). In float64 the two agree to a few units in the last place.
-    Every parameter keeps its own step count, its group's hyper-parameters and its group's learning rate, which is in
-    the state: `state._replace(learning_rate=...)` changes it. `tx.init(params)` starts afresh, at the rates that the
-    groups have now.
-
-    A gradient of zero is a gradient: it decays the moments and counts. What `p.grad is None` is in PyTorch is None (or
-    `optax.MaskedNode()`) in `updates` here: the leaf and its state stay as they are. Parameters in no group, and those
-    with `requires_grad=False`, are never moved.
-
-    A penalty that `fr.attach` has put on the optimizer crosses with it: every update ends with the same proximal step
-    of the penalty that it has now.
-
-    `foreach` and `fused` change nothing but the order of rounding. With `capturable` or `differentiable` PyTorch takes
-    powers of its float32 step counts in float32; here they are taken as without. Half precision rounds after
-    the same operations as in PyTorch.
-
-    In `nnx.Optimizer`, which calls `init` itself, the state goes in by `nnx.Optimizer(model,
-    optax.GradientTransformation(lambda _: opt_state, tx.update), wrt=nnx.Param)`; in flax's `TrainState` as its
-    `opt_state`.
-
-    Args:
-        pair: what `match` returned.
-        optimizer: SGD, Adam, AdamW, RMSprop, Adagrad, Adamax, Adadelta, NAdam or RAdam, over parameters of the pair's
-            net.
-        scheduler: of the learning rate: ConstantLR, LinearLR, ExponentialLR, PolynomialLR, StepLR, MultiStepLR,
-            CosineAnnealingLR, CosineAnnealingWarmRestarts, SequentialLR, a ChainedScheduler of the first six; or a
-            function `count -> learning rate` that JAX can trace, `count` being the updates from now on. It goes on
-            from its own last step, with one `scheduler.step()` after every update. An optimizer that has had one
-            (`'initial_lr'` in its groups) needs one here: `lambda count: 0.001` where the rate shall stay.
-        steps_per_epoch: the scheduler is stepped after as many updates instead, an epoch; the optimizer must then
-            stand at the end of one. The updates that the optimizer has counted must be as many epochs as the scheduler
-            has (SGD counts none: there it is the caller's promise); `interop.optimizers.schedule_of(scheduler)` instead
-            of the scheduler is for one that was made later than the state.
-
-    Returns:
-        `(transformation, opt_state)`. `update` needs the parameters.
-
-    Raises:
-        TypeError: an optimizer or a scheduler without an exact twin, with the difference; complex parameters.
-        ValueError: no scheduler where the optimizer has had one, or one at another step than the optimizer; parameters
-            that are not the net's, a state that is not whole, hooks around the step, a penalty on a
-            parameter that the JAX side holds in several arrays.
-    """
+    """`Pair.optimizer_to_jax`, which says what it does."""
     settings = settings_of(_WHERE, pair, optimizer)
     refuse_wide(_WHERE, dict(pair.net.named_parameters()))
     handle = handle_of(_WHERE, optimizer)

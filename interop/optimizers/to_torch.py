@@ -23,25 +23,7 @@ _WHERE = "optimizer_to_torch"
 
 
 def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
-    """Write the state that a JAX run has reached into an optimizer of torch.optim, which goes on from there.
-
-    The optimizer is made as for a new run, with the hyper-parameters of the JAX run, over the parameters of the pair's
-    net; these are moved on their own (`net.load_state_dict(pair.to_torch(params))`). Nothing is written until
-    everything has been checked. As `load_state_dict` does, it replaces the state of every parameter and the learning
-    rate of every group (of a state of ours, and of `optax.inject_hyperparams`; others hold no rate). A scheduler is not
-    looked at: make it for the fresh optimizer and step it once for every update so far, before this call.
-
-    Args:
-        pair: what `match` returned.
-        opt_state: of `optimizer_to_jax`, also as `nnx.Optimizer` holds it, or in `optax.chain` with clipping and the
-            like; or of optax where it means the same: `sgd`, `adam`, `adamw`, `adamax`, `adadelta`, and
-            `rmsprop(..., eps_in_sqrt=False)`, with momentum at a constant learning rate.
-        optimizer: made with the same hyper-parameters, which an optax state does not tell.
-
-    Raises:
-        TypeError: an optimizer without an exact twin, or an optax state that it cannot continue, with the difference.
-        ValueError: hyper-parameters, groups, shapes or dtypes that differ; leaves of one parameter at different steps.
-    """
+    """`Pair.optimizer_to_torch`, which says what it does."""
     settings = settings_of(_WHERE, pair, optimizer)
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(opt_state)):
         raise TypeError(f"{_WHERE}: opt_state holds traced arrays; call it outside of jax.jit, grad and vmap")
