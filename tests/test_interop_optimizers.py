@@ -569,6 +569,27 @@ def test_help_of_the_pair_says_what_crosses_and_where_the_state_goes():
         assert all(float(x) == 3 for x in jax.tree.leaves(after["step"]))
 
 
+def test_what_holds_a_state_is_refused_with_the_way_to_it():
+    net = away_from_zero(Net(), torch.float32)
+    optimizer = torch.optim.Adam(net.parameters())
+    pair = net_pair(net)
+    ported = tx, opt_state = pair.optimizer_to_jax(optimizer)
+    params = pair.to_jax(net)
+    taken = nnx.Optimizer(Nnx(rngs=nnx.Rngs(0)), optax.adam(0.1), wrt=nnx.Param)
+    for given, why in (
+        (taken, "Optimizer; pass its opt_state"),
+        (nnx.state(taken), "nnx.State; pass the opt_state of the nnx.Optimizer itself, optimizer.opt_state"),
+        (TrainState.create(apply_fn=None, params=params, tx=tx), "TrainState; pass its opt_state"),
+        (fr_jax.TrainState(params, opt_state, ()), "TrainState; pass its opt_state"),
+        (ported, "tuple with a transformation in it; pass the second one"),
+        (tx, "GradientTransformation; pass the state"),
+        (optax.adam(0.1), "GradientTransformationExtraArgs; pass the state"),
+    ):
+        with pytest.raises(TypeError, match=f"optimizer_to_torch: opt_state must be .*, got {why}"):
+            pair.optimizer_to_torch(given, optimizer)
+    pair.optimizer_to_torch(taken.opt_state, optimizer)
+
+
 def test_it_is_a_transformation_like_others(x64):
     """In a chain, under jit with the state donated, under vmap over members, and pickled."""
     net = away_from_zero(Dense())

@@ -25,6 +25,7 @@ _WHERE = "optimizer_to_torch"
 def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
     """`Pair.optimizer_to_torch`, which says what it does."""
     settings = settings_of(_WHERE, pair, optimizer)
+    _refuse_holders(opt_state)
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(opt_state)):
         raise TypeError(f"{_WHERE}: opt_state holds traced arrays; call it outside of jax.jit, grad and vmap")
     pure = _pure(opt_state)
@@ -56,6 +57,22 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
             optimizer.state[own[name]] = state
     for group, rate in zip(optimizer.param_groups, rates or (), strict=False):
         _set_rate(group, np.asarray(rate))
+
+
+def _refuse_holders(opt_state: Any) -> None:
+    """What holds a state beside other things is taken apart by the caller, who knows the rest."""
+    kind, remedy = type(opt_state).__name__, None
+    if isinstance(opt_state, nnx.State):
+        kind, remedy = "nnx.State", "pass the opt_state of the nnx.Optimizer itself, optimizer.opt_state"
+    elif hasattr(opt_state, "opt_state"):  # nnx.Optimizer, flax's TrainState and ours
+        remedy = "pass its opt_state"
+    elif isinstance(opt_state, optax.GradientTransformation):
+        remedy = "pass the state, which its init and update return"
+    elif isinstance(opt_state, tuple) and any(isinstance(x, optax.GradientTransformation) for x in opt_state):
+        remedy = "pass the second one, the state"
+        kind += " with a transformation in it"
+    if remedy:
+        raise TypeError(f"{_WHERE}: opt_state must be the state of a transformation, got {kind}; {remedy}")
 
 
 def _pure(opt_state: Any) -> Any:
