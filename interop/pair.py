@@ -327,6 +327,10 @@ class Pair:
             )
             state = TrainState.create(apply_fn=model.apply, params=params, tx=tx).replace(opt_state=opt_state)
 
+        `fr.to_flat(opt_state)` and `fr.from_flat(tx.init(params), flat)` of `funcreg.jax` save and restore it by name,
+        flax's `serialization.to_bytes(opt_state)` and `from_bytes(tx.init(params), data)` as msgpack; a new
+        process makes its `tx` as the old one did, with the scheduler at the same step.
+
         A gradient of zero is a gradient: it decays the moments and counts. What `p.grad is None` is in PyTorch is None
         (or `optax.MaskedNode()`) in `updates` here: the leaf and its state stay as they are. Parameters in no group,
         and those with `requires_grad=False`, are never moved.

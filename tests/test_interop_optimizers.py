@@ -569,6 +569,32 @@ def test_help_of_the_pair_says_what_crosses_and_where_the_state_goes():
         assert all(float(x) == 3 for x in jax.tree.leaves(after["step"]))
 
 
+@pytest.mark.parametrize("variables", [True, False])
+def test_a_state_is_saved_and_restored_into_a_fresh_one(variables, x64):
+    """With linen's variables as with their parameters."""
+    net = away_from_zero(Dense())
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    torch_steps(net, optimizer, draw(net, 3))
+    with x64():
+        leaves = {"hidden": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}}
+        pair = interop.match(net, {"params": leaves} if variables else leaves)
+        tx, opt_state = pair.optimizer_to_jax(optimizer)
+        params = pair.to_jax(net)
+        assert ("params" in params) == variables
+        fresh = tx.init(params)
+        assert jax.tree.structure(fresh) == jax.tree.structure(opt_state)
+        flat = fr_jax.to_flat(opt_state)
+        assert "state.exp_avg.hidden.kernel" in flat
+        from_bytes = serialization.from_bytes(fresh, serialization.to_bytes(opt_state))
+        for again in (fr_jax.from_flat(fresh, flat), from_bytes):
+            assert again.settings == opt_state.settings
+            assert all(jax.tree.leaves(jax.tree.map(np.array_equal, again, opt_state)))
+        grads = jax.tree.map(jnp.ones_like, params)
+        updates, after = jax.jit(tx.update)(grads, opt_state, params)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+        assert jax.tree.structure(after) == jax.tree.structure(opt_state)
+
+
 def test_what_holds_a_state_is_refused_with_the_way_to_it():
     net = away_from_zero(Net(), torch.float32)
     optimizer = torch.optim.Adam(net.parameters())

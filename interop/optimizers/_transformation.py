@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax import Array
 
 from funcreg._penalty import Bound
@@ -50,6 +51,8 @@ def torch_optimizer(
     schedule = rates if callable(rates) else None
 
     def init(params: Tree) -> Any:
+        if isinstance(params, Mapping) and not isinstance(params, nnx.State) and set(params) == {"params"}:
+            params = params["params"]  # linen's variables: the state is that of their parameters, as optimizer_to_jax's
         leaves = _leaves("init", settings, params)
         count = jnp.zeros((), jnp.int32)
         state: dict[str, dict[str, Array]] = {}
