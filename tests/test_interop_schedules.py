@@ -214,11 +214,12 @@ def test_a_function_of_the_count_stands_in_for_what_jax_cannot_trace(x64):
             advance(optimizer, scheduler)
             assert np.allclose(np.array(state.learning_rate), now(optimizer), rtol=1e-12)
         tx, state = pair.optimizer_to_jax(optimizer, lambda count: 0.5)
+        assert [float(rate) for rate in state.learning_rate] == [0.5, 0.5]  # of the very first update
         _, state = tx.update(params, state, params)
         assert [float(rate) for rate in state.learning_rate] == [0.5, 0.5]
-        tx, state = pair.optimizer_to_jax(optimizer, lambda count: (0.5,))
-        with pytest.raises(ValueError, match="one rate, or one for each of the 2 groups"):
-            tx.update(params, state, params)
+        for wrong in ((0.5,), jnp.ones(2), None):
+            with pytest.raises(ValueError, match="one rate, or one for each of the 2 groups"):
+                pair.optimizer_to_jax(optimizer, lambda count, wrong=wrong: wrong)
 
 
 def moved(optimizer):
@@ -369,6 +370,16 @@ def test_wrong_arguments_are_refused():
     pair = pair_of(net.float())
     with pytest.raises(TypeError, match="scheduler must be a scheduler of torch.optim or a function .* got float"):
         pair.optimizer_to_jax(optimizer, 0.1)
+    with pytest.raises(TypeError, match="scheduler must be .* got the class CosineAnnealingLR"):
+        pair.optimizer_to_jax(optimizer, schedulers.CosineAnnealingLR)
+
+    def warm_up(count):
+        return 0.1 if count < 5 else 1.0
+
+    with pytest.raises(TypeError, match="the scheduler '.*warm_up' must be .* JAX can trace; traced, it raised Tracer"):
+        pair.optimizer_to_jax(optimizer, warm_up)
+    with pytest.raises(TypeError, match=r"lambda.* traced, it raised TypeError: .*0 positional arg"):
+        pair.optimizer_to_jax(optimizer, lambda: 0.1)
     with pytest.raises(ValueError, match="steps_per_epoch must be a whole number >= 1, got 0"):
         pair.optimizer_to_jax(optimizer, scheduler, steps_per_epoch=0)
     other = torch.optim.SGD(net.parameters(), lr=0.1)

@@ -45,10 +45,11 @@ def rates_of(where: str, scheduler: Any, optimizer: Optimizer, steps_per_epoch: 
         raise ValueError(f"{where}: steps_per_epoch must be a whole number >= 1, got {steps_per_epoch!r}")
     groups = len(optimizer.param_groups)
     if not isinstance(scheduler, lr_scheduler.LRScheduler):
-        if not callable(scheduler):
+        if isinstance(scheduler, type) or not callable(scheduler):
+            got = f"the class {scheduler.__name__}" if isinstance(scheduler, type) else type(scheduler).__name__
             raise TypeError(
                 f"{where}: scheduler must be a scheduler of torch.optim or a function count -> learning rate that JAX "
-                f"can trace, got {type(scheduler).__name__}"
+                f"can trace, got {got}"
             )
         return _users(where, scheduler, groups, steps_per_epoch)
     if scheduler.optimizer is not optimizer:
@@ -112,10 +113,19 @@ def _users(where: str, schedule: Callable[[Array], Any], groups: int, steps_per_
     def rates(count: Array) -> tuple[Array, ...]:
         given = schedule(count // steps_per_epoch)
         each = tuple(given) if isinstance(given, tuple | list) else (given,) * groups
-        if len(each) != groups:
+        if len(each) != groups or any(rate is None or jnp.ndim(rate) for rate in each):
             raise ValueError(f"{where}: scheduler must return one rate, or one for each of the {groups} groups")
         return tuple(jnp.asarray(rate).astype(_dtype()) for rate in each)
 
+    name = getattr(schedule, "__qualname__", type(schedule).__qualname__)
+    try:
+        jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+    except Exception as error:
+        raise TypeError(
+            f"{where}: the scheduler {name!r} must be a function count -> learning rate that JAX can trace; traced, it "
+            f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        ) from error
+    jax.eval_shape(rates, jax.ShapeDtypeStruct((), jnp.int32))
     return rates
 
 

@@ -10,6 +10,7 @@ import optax
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..arrays import to_jax
 from ._settings import Settings, filled, groups_of, handle_of, named, settings_of
@@ -36,14 +37,16 @@ def optimizer_to_jax(
         if settings.optimizer != "SGD":
             _refuse_split(pair, [name for name, _ in handle._bound.values()])
         penalty = pair.penalty_to_jax(handle.penalty)
-    now = tuple(float(group["lr"]) for group in optimizer.param_groups)
+    first = tuple(jnp.asarray(float(group["lr"]), scalar_dtype()) for group in optimizer.param_groups)
     if scheduler is None:
         rates: Any = constant_rates(_WHERE, optimizer)
     else:
         rates = rates_of(_WHERE, scheduler, optimizer, steps_per_epoch)
+        if not isinstance(scheduler, LRScheduler):  # a function may differ from what PyTorch's group has
+            first = rates(jnp.zeros((), jnp.int32))
     state = TorchOptimizerState(
         jnp.zeros((), jnp.int32),
-        tuple(jnp.asarray(lr, scalar_dtype()) for lr in now),
+        first,
         _state(pair, optimizer, settings),
         settings,
     )
