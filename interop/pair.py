@@ -349,8 +349,8 @@ class Pair:
                 CosineAnnealingLR, CosineAnnealingWarmRestarts, SequentialLR, a ChainedScheduler of the first six; or a
                 function `count -> learning rate`, or one rate for each group, that JAX can trace, `count` being the
                 updates from now on. A scheduler goes on from its own last step, with one `scheduler.step()` after every
-                update. An optimizer that has had one
-                (`'initial_lr'` in its groups) needs one here: `lambda count: 0.001` where the rate shall stay.
+                update. An optimizer that has had one (`'initial_lr'` in its groups) needs one here:
+                `lambda count: 0.001` where the rate shall stay.
             steps_per_epoch: the scheduler is stepped after as many updates instead, an epoch; the optimizer must then
                 stand at the end of one. The updates that the optimizer has counted must be as many epochs as the
                 scheduler has (SGD counts none: there it is the caller's promise); for a scheduler that was made later
@@ -376,9 +376,23 @@ class Pair:
         The optimizer is made as for a new run, with the hyper-parameters of the JAX run, over the parameters of the
         pair's net; these are moved on their own (`net.load_state_dict(pair.to_torch(params))`). Nothing is written
         until everything has been checked. As `load_state_dict` does, it replaces the state of every parameter and the
-        learning rate of every group (of a state of ours, and of `optax.inject_hyperparams`; others hold no rate). A
-        scheduler is not looked at: make it for the fresh optimizer and step it once for every update so far, before
-        this call.
+        learning rate of every group (of a state of ours, and of `optax.inject_hyperparams`; others hold no rate).
+
+        A scheduler is made for the fresh optimizer and stepped as often as in the whole run so far, before this call,
+        which writes the rate anew; for a state of ours `updates` is what the scheduler had done at the port, and
+        `int(opt_state.count)`:
+
+            optimizer.zero_grad()
+            optimizer.step()  # does nothing without gradients, but PyTorch wants one before the scheduler's
+            for _ in range(updates):
+                scheduler.step()
+            pair.optimizer_to_torch(opt_state, optimizer)
+
+        A state of optax tells neither its hyper-parameters nor its schedule. The defaults differ: `weight_decay` is
+        1e-4 in `optax.adamw` and 0.01 in `AdamW`; `optax.rmsprop` has `decay=0.9` and `eps_in_sqrt=True`, `RMSprop` has
+        `alpha=0.99` and eps outside the root, so that it needs `eps_in_sqrt=False` there; `optax.adagrad` starts at 0.1
+        with eps inside the root, `Adagrad` at 0 with eps outside, so that neither goes on as the other. An `eps_root`
+        other than 0 and the `nesterov` of `optax.adam` have no counterpart in PyTorch.
 
         Args:
             opt_state: of `optimizer_to_jax`, also as `nnx.Optimizer` holds it, or in `optax.chain` with clipping and
@@ -391,7 +405,7 @@ class Pair:
             TypeError: an optimizer without an exact twin, or an optax state that it cannot continue, with the
                 difference.
             ValueError: hyper-parameters, groups, shapes or dtypes that differ; leaves of one parameter at different
-                steps.
+                steps; a state of optax with a schedule, and no scheduler.
         """
         from .optimizers import optimizer_to_torch
 

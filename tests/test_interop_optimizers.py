@@ -547,7 +547,7 @@ def test_help_of_the_pair_says_what_crosses_and_where_the_state_goes():
         doc = inspect.getdoc(getattr(interop.Pair, name)) or ""
         assert "Args:\n" in doc and "Raises:\n" in doc and doc.count("\n") > 6, name
     doc = inspect.getdoc(interop.Pair.optimizer_to_jax) or ""
-    recipes = doc.partition("goes into it by\n")[2].partition("A gradient of zero")[0]
+    recipes = doc.partition("goes into it by\n")[2].partition("`fr.to_flat")[0]
     net = away_from_zero(Net(), torch.float32)
     optimizer = torch.optim.Adam(net.parameters())
     torch_steps(net, optimizer, draw(net, 2))
@@ -712,6 +712,62 @@ def test_a_state_of_optax_that_means_something_else_is_refused(cls, options, tx,
     pair = dense_pair(net)
     with pytest.raises(TypeError, match=why):
         pair.optimizer_to_torch(tx.init(pair.to_jax(net)), cls(net.parameters(), **{"lr": 0.01, **options}))
+
+
+@pytest.mark.relaxed_promotion
+@pytest.mark.parametrize("injected", [False, True])
+def test_a_scheduled_state_of_optax_goes_on_under_a_scheduler(injected, x64):
+    """Without one the rate would be lost. The recipe of the docstring steps it, and PyTorch does not warn."""
+    net = away_from_zero(Dense())
+    grads = draw(net, 12)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    schedule = optax.exponential_decay(0.02, 1, 0.75)
+    tx = optax.inject_hyperparams(optax.adam)(schedule) if injected else optax.adam(schedule)
+    with x64():
+        pair = dense_pair(net)
+        params, opt_state = jax_steps(pair, tx, tx.init(pair.to_jax(net)), pair.to_jax(net), grads[:6])
+        load(net, pair, params)
+        with pytest.raises(ValueError, match=r"comes from a schedule, .*ConstantLR\(optimizer, 1.0\) where"):
+            pair.optimizer_to_torch(opt_state, optimizer)
+        other = torch.optim.Adam(net.parameters(), lr=0.5)
+        torch.optim.lr_scheduler.ConstantLR(other, 1.0)
+        pair.optimizer_to_torch(opt_state, other)
+        assert other.param_groups[0]["lr"] == 0.5
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.75)
+        run_recipe(pair, optimizer, scheduler, opt_state, 6)
+        torch_steps(net, optimizer, grads[6:], scheduler)
+        params, _ = jax_steps(pair, tx, opt_state, params, grads[6:])
+        got = pair.parameters_to_torch(params)
+    # optax holds an injected rate in float32
+    assert all(np.allclose(got[name], p, rtol=1e-7 if injected else 1e-12) for name, p in own(net).items())
+
+
+def run_recipe(pair, optimizer, scheduler, opt_state, updates):
+    doc = inspect.getdoc(interop.Pair.optimizer_to_torch) or ""
+    lines = doc.partition("`int(opt_state.count)`:\n")[2].partition("A state of optax")[0]
+    exec(inspect.cleandoc(lines), dict(locals()))
+
+
+def test_a_schedule_around_a_ported_optimizer_is_refused():
+    net = away_from_zero(Dense(), torch.float32)
+    optimizer, pair = torch.optim.Adam(net.parameters()), dense_pair(net)
+    tx, _ = pair.optimizer_to_jax(optimizer)
+    state = optax.chain(tx, optax.scale_by_schedule(lambda count: 0.5)).init(pair.to_jax(net))
+    with pytest.raises(TypeError, match="in a chain with a schedule, .* optimizer_to_jax, scheduler="):
+        pair.optimizer_to_torch(state, optimizer)
+
+
+def test_defaults_that_differ_are_those_of_the_docstring():
+    theirs = {name: inspect.signature(getattr(optax, name)).parameters for name in ("adamw", "rmsprop", "adagrad")}
+    ours = {cls: inspect.signature(getattr(torch.optim, cls)).parameters for cls in ("AdamW", "RMSprop", "Adagrad")}
+    doc = " ".join((inspect.getdoc(interop.Pair.optimizer_to_torch) or "").split())
+    assert (theirs["adamw"]["weight_decay"].default, ours["AdamW"]["weight_decay"].default) == (1e-4, 0.01)
+    assert "1e-4 in `optax.adamw` and 0.01 in `AdamW`" in doc
+    assert [theirs["rmsprop"][name].default for name in ("decay", "eps_in_sqrt", "initial_scale")] == [0.9, True, 0.0]
+    assert ours["RMSprop"]["alpha"].default == 0.99
+    assert "`decay=0.9` and `eps_in_sqrt=True`, `RMSprop` has `alpha=0.99`" in doc
+    assert theirs["adagrad"]["initial_accumulator_value"].default == 0.1
+    assert ours["Adagrad"]["initial_accumulator_value"].default == 0
 
 
 def decayed_kernels(tree):

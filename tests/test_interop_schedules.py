@@ -1,5 +1,6 @@
 """Schedulers of torch.optim on the JAX side: the same learning rates at every update, from wherever they stand."""
 
+import inspect
 import warnings
 
 import jax
@@ -166,6 +167,34 @@ def test_a_scheduler_goes_on_in_torch_when_it_has_been_stepped_as_far(name, x64)
     for _ in range(10):
         assert np.allclose(now(again), now(optimizer), rtol=1e-12, atol=1e-17)
         advance(again, fresh)
+        advance(optimizer, scheduler)
+
+
+@pytest.mark.parametrize("name", ["exponential", "cosine", "warm-up, cosine", "chained"])
+def test_the_recipe_of_the_docstring_steps_a_scheduler_without_a_warning(name, x64):
+    net, optimizer, scheduler = two_groups(KNOWN[name])
+    advance(optimizer, scheduler, 3)
+    with x64():
+        pair = pair_of(net)
+        tx, opt_state = pair.optimizer_to_jax(optimizer, scheduler)
+        params = pair.to_jax(net)
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)  # of an earlier use, which must move nothing
+        before = [p.detach().clone() for p in net.parameters()]
+        for _ in range(4):
+            _, opt_state = tx.update(params, opt_state, params)
+        groups = [{"params": g["params"], "lr": lr} for g, lr in zip(optimizer.param_groups, BASES, strict=True)]
+        again = torch.optim.SGD(groups)
+        names = {"optimizer": again, "scheduler": KNOWN[name](again), "pair": pair, "opt_state": opt_state}
+        doc = inspect.getdoc(interop.Pair.optimizer_to_torch) or ""
+        recipe = doc.partition("`int(opt_state.count)`:\n")[2].partition("A state of optax")[0]
+        exec(inspect.cleandoc(recipe), {**names, "updates": 3 + int(opt_state.count)})
+    advance(optimizer, scheduler, 4)
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+    for _ in range(10):
+        assert np.allclose(now(again), now(optimizer), rtol=1e-12, atol=1e-17)
+        again.step()
+        names["scheduler"].step()
         advance(optimizer, scheduler)
 
 

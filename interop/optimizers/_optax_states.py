@@ -47,11 +47,21 @@ def from_optax(
         )
     links = list(chained(opt_state))
     rates = None
+    scheduled = any(isinstance(link, optax.ScaleByScheduleState) for link in links)
     for link in links:
         if hasattr(link, "hyperparams") and "learning_rate" in link.hyperparams:
-            rates = (link.hyperparams["learning_rate"],) * len(optimizer.param_groups)
+            if "learning_rate" in getattr(link, "hyperparams_states", ()):
+                scheduled = True  # what it holds is the rate of the last update, not of the next one
+            else:
+                rates = (link.hyperparams["learning_rate"],) * len(optimizer.param_groups)
     own = [link for link in links if not isinstance(link, REMEMBER_NOTHING) and not hasattr(link, "hyperparams")]
-    arrays = _arrays(where, settings, optimizer, own, any(isinstance(x, optax.ScaleByScheduleState) for x in links))
+    arrays = _arrays(where, settings, optimizer, own, scheduled)
+    if scheduled and not any("initial_lr" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"{where}: the rate of this state comes from a schedule, which is not in it, and the optimizer has no "
+            "scheduler: make one for it, stepped as far as help(pair.optimizer_to_torch) shows; "
+            "torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0) where the optimizer's rate shall stay"
+        )
     return arrays, rates
 
 

@@ -31,6 +31,11 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
     pure = _pure(opt_state)
     ours = _ours(pure)
     if ours is not None:
+        if any(isinstance(part, optax.ScaleByScheduleState) for part in chained(pure)):
+            raise TypeError(
+                f"{_WHERE}: the state is in a chain with a schedule, whose factor PyTorch's rates would lack; give the "
+                "schedule to optimizer_to_jax, scheduler=..."
+            )
         _compare(ours.settings, settings)
         arrays, rates = ours.state, ours.learning_rate
         if len(rates) != len(settings.groups):
