@@ -363,7 +363,8 @@ class Pair:
         Raises:
             TypeError: an optimizer or a scheduler without an exact twin, with the difference; complex parameters.
             ValueError: no scheduler where the optimizer has had one, or one at another step than the optimizer;
-                parameters that are not the net's, a state that is not whole, hooks around the step; a penalty on a
+                parameters that are not the net's, or of which the JAX side has the sum (the two biases of an LSTM:
+                leave the layer out of the optimizer); a state that is not whole, hooks around the step; a penalty on a
                 parameter that the JAX side holds in several arrays; float64 where JAX has x64 disabled.
         """
         from .optimizers import optimizer_to_jax

@@ -23,6 +23,7 @@ import funcreg.jax as fr_jax
 import funcreg.torch as fr
 import interop
 from funcreg.torch import optax as fr_optax
+from interop.links import Link
 from interop.optimizers import TorchOptimizerState
 
 ULP = 16
@@ -1305,15 +1306,96 @@ def test_nothing_is_written_unless_all_of_it_can_be():
         assert all(torch.equal(x, after["state"][i][k]) for i, s in before["state"].items() for k, x in s.items())
 
 
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = torch.nn.LSTM(2, 3)
+        self.out = torch.nn.Linear(3, 2)
+
+
+def recurrent_pair(net):
+    cell = nnx.OptimizedLSTMCell(2, 3, rngs=nnx.Rngs(0))
+    leaves = {"rnn": nnx.to_pure_dict(nnx.state(cell, nnx.Param))}
+    leaves["out"] = {"kernel": np.zeros((3, 2), np.float32), "bias": np.zeros(2, np.float32)}
+    return interop.match(net, leaves)
+
+
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}])
 def test_biases_that_are_one_in_flax_are_refused(options):
     """Each of the two has a step of its own, so that their sum moves twice as far: no state is needed for that."""
-    net = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(2, 3)})
-    cell = nnx.OptimizedLSTMCell(2, 3, rngs=nnx.Rngs(0))
-    pair = interop.match(net, {"rnn": nnx.to_pure_dict(nnx.state(cell, nnx.Param))})
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, **options)
-    with pytest.raises(ValueError, match="bias_ih_l0.*added up have gradients and moments of their own"):
-        pair.optimizer_to_jax(optimizer)
+    net = Recurrent()
+    pair = recurrent_pair(net)
+    lstm = dict(net.rnn.named_parameters())
+    one = [lstm.pop("bias_hh_l0")]
+    both = "'rnn.bias_ih_l0', 'rnn.bias_hh_l0' of the optimizer are added up on the JAX side .*bias_ih_l0 "
+    for groups, why in (
+        ([{"params": net.parameters()}], both),
+        ([{"params": lstm.values()}, {"params": one, "lr": 0.2}], both),
+        ([{"params": one}], "'rnn.bias_hh_l0' of the optimizer is added up on the JAX side"),
+    ):
+        optimizer = torch.optim.SGD(groups, lr=0.1, **options)
+        whole = f"{why}.* Leave the layer out of the optimizer, or make it with one bias"
+        with pytest.raises(ValueError, match=f"optimizer_to_jax: {whole}"):
+            pair.optimizer_to_jax(optimizer)
+        with pytest.raises(ValueError, match=f"optimizer_to_torch: {whole}"):
+            pair.optimizer_to_torch((), optimizer)
+
+
+def test_a_layer_whose_biases_are_one_may_be_left_out_of_the_optimizer():
+    net = away_from_zero(Recurrent(), torch.float32)
+    pair = recurrent_pair(net)
+    optimizer = torch.optim.Adam([net.rnn.weight_ih_l0, *net.out.parameters()], lr=0.01)
+    grads = draw(net, 6)
+    torch_steps(net, optimizer, grads[:3])
+    tx, state = pair.optimizer_to_jax(optimizer)
+    before = params = pair.to_jax(net)
+    there = jax.tree.map(jnp.ones_like, params)
+    for grad in grads[3:]:
+        there["out"] = interop.to_jax({"kernel": grad["out.weight"].T, "bias": grad["out.bias"]})
+        updates, state = tx.update(there, state, params)
+        params = optax.apply_updates(params, updates)
+    torch_steps(net, optimizer, grads[3:])
+    assert np.allclose(params["out"]["kernel"].T, net.out.weight.detach(), rtol=1e-6)
+    moved = {name for name, x in fr_jax.to_flat(updates).items() if np.any(x)}
+    assert moved == {"rnn.dense_i.kernel", "out.kernel", "out.bias"}
+    assert np.array_equal(params["rnn"]["dense_h"]["bias"], before["rnn"]["dense_h"]["bias"])
+    again = torch.optim.Adam([net.rnn.weight_ih_l0, *net.out.parameters()], lr=0.01)
+    pair.optimizer_to_torch(state, again)
+    assert shape_of(again) == shape_of(optimizer)
+
+
+class Halves(torch.nn.Module):
+    """Two parameters that are one leaf on the JAX side."""
+
+    def __init__(self):
+        super().__init__()
+        self.upper, self.lower = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+
+
+def test_parameters_of_one_leaf_must_be_treated_alike(monkeypatch):
+    monkeypatch.setattr(interop.rules, "RULES", dict(interop.rules.RULES))
+    joined = Link(("upper", "lower"), ("kernel",), lambda *x: (np.concatenate(x),), lambda x: tuple(np.split(x, 2)))
+    interop.rules.register(Halves, lambda module: [joined])
+    net = torch.nn.ModuleDict({"halves": Halves()})
+    pair = interop.match(net, {"halves": {"kernel": np.zeros((4, 3), np.float32)}})
+    upper, lower = net["halves"].upper, net["halves"].lower
+    pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
+    why = "'halves.upper' and 'halves.lower' are one leaf on the JAX side, 'halves.kernel', but not in one group"
+    for groups in ([{"params": [upper]}, {"params": [lower]}], [{"params": [upper]}]):
+        with pytest.raises(ValueError, match=f"optimizer_to_jax: {why}"):
+            pair.optimizer_to_jax(torch.optim.Adam(groups))
+    lower.requires_grad_(False)
+    with pytest.raises(ValueError, match="or only one has requires_grad=False; treat them alike"):
+        pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
+
+
+def test_a_parameter_that_is_tied_in_torch_only_is_refused():
+    net = torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 4), "head": torch.nn.Linear(4, 5, bias=False)})
+    net["head"].weight = net["embed"].weight
+    leaves = {"embed": {"embedding": np.zeros((5, 4))}, "head": {"kernel": np.zeros((4, 5))}}
+    pair = interop.match(net, jax.tree.map(np.float32, leaves))
+    with pytest.raises(ValueError, match="optimizer_to_jax: 'embed.weight' is tied .*'embed.embedding', 'head.kernel'"):
+        pair.optimizer_to_jax(torch.optim.SGD(net.parameters(), lr=0.1))
 
 
 def test_what_rename_leaves_out_does_not_cross(x64):

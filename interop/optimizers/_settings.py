@@ -1,7 +1,7 @@
 """What never changes while a ported optimizer runs: its class, its groups, and which leaf is in which group."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -75,9 +75,17 @@ def settings_of(where: str, pair: Any, optimizer: Optimizer) -> Settings:
     rule = rule_of(where, optimizer)
     groups = groups_of(where, pair, optimizer)
     own = dict(pair.net.named_parameters())
-    members = named(
-        pair.spread({name: _Member(i, i == NO_GROUP or not own[name].requires_grad) for name, i in groups.items()})
-    )
+    each = {name: _Member(i, i == NO_GROUP or not own[name].requires_grad) for name, i in groups.items()}
+    pair = crossing(where, pair, groups)
+    for link in pair.links:
+        apart = {each[name]: name for name in link.torch if name in each}
+        if len(apart) > 1:
+            one, other = list(apart.values())[:2]
+            raise ValueError(
+                f"{where}: {one!r} and {other!r} are one leaf on the JAX side, {', '.join(map(repr, link.jax))}, but "
+                "not in one group of the optimizer, or only one has requires_grad=False; treat them alike"
+            )
+    members = named(pair.spread(each))
     return Settings(
         type(optimizer).__name__,
         tuple(_hyper(rule, optimizer, group) for group in optimizer.param_groups),
@@ -140,6 +148,32 @@ def groups_of(where: str, pair: Any, optimizer: Optimizer) -> dict[str, int]:
             if own[p] in twinned:
                 groups[own[p]] = i
     return groups
+
+
+def crossing(where: str, pair: Any, groups: Mapping[str, int]) -> Any:
+    """The pair by which the optimizer's arrays cross: parameters that are added up there are none of the optimizer's.
+
+    Then nothing of them crosses but zeros, which are never read: their links are as good as others.
+    """
+    leaves: dict[str, list[str]] = {}
+    links = []
+    for link in pair.links:
+        held = [name for name in link.torch if groups.get(name, NO_GROUP) != NO_GROUP]
+        if link.sums and held:
+            raise ValueError(
+                f"{where}: {', '.join(map(repr, held))} of the optimizer {'are' if len(held) > 1 else 'is'} added up "
+                f"on the JAX side ({link.sums}): each of the summands has a step and a state of its own in PyTorch, "
+                "the sum has one. Leave the layer out of the optimizer, or make it with one bias"
+            )
+        for name in link.torch:
+            leaves.setdefault(name, []).extend(link.jax)
+            if name in groups and not link.sums and len(leaves[name]) > len(link.jax):
+                raise ValueError(
+                    f"{where}: {name!r} is tied in PyTorch and has leaves of their own on the JAX side "
+                    f"({', '.join(map(repr, leaves[name]))}), which would move apart; tie them in the flax model too"
+                )
+        links.append(replace(link, sums="") if set(link.torch) <= groups.keys() else link)
+    return replace(pair, links=tuple(links))
 
 
 def handle_of(where: str, optimizer: Optimizer) -> Handle | None:

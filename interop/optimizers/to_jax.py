@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..arrays import to_jax
-from ._settings import Settings, filled, groups_of, handle_of, named, settings_of
+from ._settings import Settings, crossing, filled, groups_of, handle_of, named, settings_of
 from ._transformation import TorchOptimizerState, rebuild, refuse_wide, scalar_dtype, torch_optimizer
 from .schedules import constant_rates, rates_of
 
@@ -57,6 +57,7 @@ def _state(pair: Any, optimizer: Optimizer, settings: Settings) -> dict[str, Any
     """The optimizer's state by its own names, each a tree like the parameters of the JAX side."""
     own = dict(pair.net.named_parameters())
     groups = groups_of(_WHERE, pair, optimizer)
+    pair = crossing(_WHERE, pair, groups)
     states = {
         name: _of_parameter(settings, group, name, own[name], optimizer.state.get(own[name]) or {})
         for name, group in groups.items()
@@ -64,7 +65,7 @@ def _state(pair: Any, optimizer: Optimizer, settings: Settings) -> dict[str, Any
     holders = {
         what: {leaf for leaf, i in settings.group_of if what in settings.moments(i)} for what in settings.names()
     }
-    blank = pair.parameters_to_jax({name: filled(own[name], 0.0) for name in groups})  # refuses what cannot cross
+    blank = pair.parameters_to_jax({name: filled(own[name], 0.0) for name in groups})
     trees: dict[str, Any] = {}
     for what in settings.names():
         if holders[what]:

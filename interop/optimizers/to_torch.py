@@ -16,7 +16,7 @@ from funcreg._selectors import leaf_name
 
 from .._refusals import TO_TORCH
 from ._optax_states import REMEMBER_NOTHING, chained, from_optax
-from ._settings import NO_GROUP, Settings, filled, groups_of, handle_of, named, settings_of
+from ._settings import NO_GROUP, Settings, crossing, filled, groups_of, handle_of, named, settings_of
 from ._transformation import TorchOptimizerState, rebuild
 
 _WHERE = "optimizer_to_torch"
@@ -45,6 +45,7 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
     else:
         arrays, rates = from_optax(_WHERE, pure, optimizer, settings)
     groups = groups_of(_WHERE, pair, optimizer)
+    pair = crossing(_WHERE, pair, groups)
     own = dict(pair.net.named_parameters())
     moments = _moments(pair, settings, arrays, groups)
     scalars = _scalars(pair, settings, arrays, groups)
