@@ -379,6 +379,9 @@ class Pair:
         until everything has been checked. As `load_state_dict` does, it replaces the state of every parameter and the
         learning rate of every group (of a state of ours, and of `optax.inject_hyperparams`; others hold no rate).
 
+        An attached penalty must be that of the run: its rules, options and strengths are compared, anchors and
+        importances are not.
+
         A scheduler is made for the fresh optimizer and stepped as often as in the whole run so far, before this call,
         which writes the rate anew; for a state of ours `updates` is what the scheduler had done at the port, and
         `int(opt_state.count)`:

@@ -900,6 +900,50 @@ def test_an_attached_penalty_crosses_with_the_optimizer(cls, options, start, x64
     assert kept == written
 
 
+def test_the_penalty_must_be_that_of_the_run():
+    """Rule, options and strength on every leaf; the order of a sum and the values of arrays are not compared."""
+    net = away_from_zero(Dense(), torch.float32)
+    pair = dense_pair(net)
+
+    def adam(penalty):
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+        return optimizer, fr.attach(optimizer, net, penalty)
+
+    kernel = fr.l1(0.5).on("hidden.weight")
+    cases = [
+        (
+            kernel,
+            fr.l1(0.25).on("hidden.weight"),
+            "'hidden.kernel' is l1 of strength 0.5 in the state and l1 of .* 0.25",
+        ),
+        (
+            kernel,
+            fr.l2(0.5).on("hidden.weight"),
+            "is l1 of strength 0.5 in the state and l2 of strength 0.5 in the opt",
+        ),
+        (kernel, fr.l1(0.5), "'hidden.bias' is none in the state and l1 of strength 0.5 in the optimizer"),
+        (
+            fr.group_lasso(1.0, axis=-1).on("hidden.weight"),
+            fr.group_lasso(1.0, axis=-2).on("hidden.weight"),
+            "axis=.-1,.*axis=.-2,",
+        ),
+        (kernel, fr.anchored(kernel, own(net)), "is l1 of .* and anchored l1 of"),
+        (fr.non_negative(), 0.5 * kernel, "is non_negative in the state"),
+    ]
+    for here, there, why in cases:
+        _, state = pair.optimizer_to_jax(adam(here)[0])
+        optimizer, handle = adam(there)
+        with pytest.raises(ValueError, match=f"optimizer_to_torch: the penalty on .*{why}"):
+            pair.optimizer_to_torch(state, optimizer)
+        handle.penalty = here
+        pair.optimizer_to_torch(state, optimizer)
+    _, state = pair.optimizer_to_jax(adam(kernel + fr.l2(0.1))[0])
+    pair.optimizer_to_torch(state, adam(fr.l2(0.1) + 0.5 * fr.l1(torch.tensor(1.0)).on("hidden.weight"))[0])
+    importance = {name: 2 * torch.ones_like(p) for name, p in own(net).items()}
+    _, state = pair.optimizer_to_jax(adam(fr.anchored(fr.l2(0.1), own(net), importance))[0])
+    pair.optimizer_to_torch(state, adam(fr.anchored(fr.l2(0.2), own(net), importance))[0])
+
+
 def test_an_attached_penalty_gives_zeros_in_the_run_above(x64):
     net = away_from_zero(Net())
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
@@ -1380,12 +1424,18 @@ def test_parameters_of_one_leaf_must_be_treated_alike(monkeypatch):
     pair = interop.match(net, {"halves": {"kernel": np.zeros((4, 3), np.float32)}})
     upper, lower = net["halves"].upper, net["halves"].lower
     pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
-    why = "'halves.upper' and 'halves.lower' are one leaf on the JAX side, 'halves.kernel', but not in one group"
+    why = (
+        "'halves.upper' and 'halves.lower' are one leaf on the JAX side, 'halves.kernel', but differ in their group of"
+    )
     for groups in ([{"params": [upper]}, {"params": [lower]}], [{"params": [upper]}]):
         with pytest.raises(ValueError, match=f"optimizer_to_jax: {why}"):
             pair.optimizer_to_jax(torch.optim.Adam(groups))
+    penalized = torch.optim.SGD(net.parameters(), lr=0.1)
+    fr.attach(penalized, net, fr.l1(0.1).on("*upper"))
+    with pytest.raises(ValueError, match=f"optimizer_to_jax: {why}"):
+        pair.optimizer_to_jax(penalized)
     lower.requires_grad_(False)
-    with pytest.raises(ValueError, match="or only one has requires_grad=False; treat them alike"):
+    with pytest.raises(ValueError, match="in requires_grad or in their penalty; treat them alike"):
         pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
 
 

@@ -273,8 +273,15 @@ def fraction(optimizer):
             "LambdaLR, whose function JAX may not be able to trace; pass",
         ),
         (lambda o: schedulers.MultiplicativeLR(o, lambda k: 0.5), "MultiplicativeLR, whose function"),
-        (lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=9, cycle_momentum=False), "OneCycleLR, which also moves"),
-        (lambda o: schedulers.CyclicLR(o, 0.1, 0.2, cycle_momentum=False), "CyclicLR, which also moves the momentum"),
+        (
+            lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=9, cycle_momentum=False),
+            "OneCycleLR, which is not known here; pass a twin that JAX can trace, a function count -> learning rate",
+        ),
+        (lambda o: schedulers.CyclicLR(o, 0.1, 0.2, cycle_momentum=False), "CyclicLR, which is not known here; pass"),
+        (
+            lambda o: schedulers.CyclicLR(o, 0.1, 0.2),
+            "CyclicLR, which moves the momentum as well, and that is a constant here: it has no twin",
+        ),
         (lambda o: schedulers.ReduceLROnPlateau(o), "ReduceLROnPlateau, which decides by the values of the loss"),
         (lambda o: schedulers.LinearLR(o, 0.5, 1.0, 0), "LinearLR, with total_iters=0"),
         (

@@ -10,6 +10,7 @@ from flax import serialization
 from torch import Tensor
 from torch.optim import Optimizer
 
+from funcreg._penalty import Bound
 from funcreg._selectors import leaf_name
 from funcreg.jax._wing import paths_and_leaves
 from funcreg.torch.attach import Handle
@@ -17,6 +18,7 @@ from funcreg.torch.attach import Handle
 from ._rules import REFUSED, RULES, Rule
 
 NO_GROUP = -1
+Terms = tuple[tuple[str, tuple[float | None, ...]], ...]  # of the penalty on a leaf; None where it is no number
 
 
 @jax.tree_util.register_static
@@ -30,6 +32,7 @@ class Settings:
         group_of: the group of every JAX leaf, as (name, group) pairs; `NO_GROUP` for one that no group holds.
         frozen: the names of the JAX leaves that are never updated.
         penalized: whether a penalty was attached.
+        penalty: of it, by leaf, what can be compared: rules, options and strengths.
     """
 
     optimizer: str
@@ -37,6 +40,7 @@ class Settings:
     group_of: tuple[tuple[str, int], ...]
     frozen: frozenset[str]
     penalized: bool = False
+    penalty: tuple[tuple[str, Terms], ...] = ()
 
     @property
     def rule(self) -> Rule:
@@ -75,7 +79,12 @@ def settings_of(where: str, pair: Any, optimizer: Optimizer) -> Settings:
     rule = rule_of(where, optimizer)
     groups = groups_of(where, pair, optimizer)
     own = dict(pair.net.named_parameters())
-    each = {name: _Member(i, i == NO_GROUP or not own[name].requires_grad) for name, i in groups.items()}
+    handle = handle_of(where, optimizer)
+    terms = {} if handle is None else {p: _terms(parts) for p, (_, parts) in handle._bound.items()}
+    each = {
+        name: _Member(i, i == NO_GROUP or not own[name].requires_grad, terms.get(own[name], ()))
+        for name, i in groups.items()
+    }
     pair = crossing(where, pair, groups)
     for link in pair.links:
         apart = {each[name]: name for name in link.torch if name in each}
@@ -83,7 +92,7 @@ def settings_of(where: str, pair: Any, optimizer: Optimizer) -> Settings:
             one, other = list(apart.values())[:2]
             raise ValueError(
                 f"{where}: {one!r} and {other!r} are one leaf on the JAX side, {', '.join(map(repr, link.jax))}, but "
-                "not in one group of the optimizer, or only one has requires_grad=False; treat them alike"
+                "differ in their group of the optimizer, in requires_grad or in their penalty; treat them alike"
             )
     members = named(pair.spread(each))
     return Settings(
@@ -91,7 +100,8 @@ def settings_of(where: str, pair: Any, optimizer: Optimizer) -> Settings:
         tuple(_hyper(rule, optimizer, group) for group in optimizer.param_groups),
         tuple((name, member.group) for name, member in members.items()),
         frozenset(name for name, member in members.items() if member.frozen),
-        handle_of(where, optimizer) is not None,
+        handle is not None,
+        () if handle is None else tuple((name, member.terms) for name, member in members.items()),
     )
 
 
@@ -99,6 +109,22 @@ def settings_of(where: str, pair: Any, optimizer: Optimizer) -> Settings:
 class _Member:
     group: int
     frozen: bool
+    terms: Terms = ()
+
+
+def _terms(bound: list[Bound]) -> Terms:
+    """In an order of their own: that of the parts of a sum says nothing."""
+    terms = [(_rule(part), tuple(map(_known, (*part.strengths, part.weight)))) for part in bound]
+    return tuple(sorted(terms, key=str))
+
+
+def _rule(part: Bound) -> str:
+    options = ", ".join(f"{name}={value!r}" for name, value in part.rule.options if value is not None)
+    return f"{'anchored ' if part.anchor is not None else ''}{part.rule.name}" + (f"({options})" if options else "")
+
+
+def _known(strength: Any) -> float | None:
+    return float(strength) if isinstance(strength, (int, float)) or getattr(strength, "ndim", None) == 0 else None
 
 
 def named(tree: Any) -> dict[str, Any]:

@@ -154,6 +154,8 @@ def _rate(where: str, scheduler: Any, group: int, now: float | None) -> Form:
         form = _warm_restarts(where, scheduler, group)
     else:
         name = next((base for base in kind.__mro__ if base in _REFUSED), None)
+        if getattr(scheduler, "cycle_momentum", False):
+            _refuse(where, scheduler, "which moves the momentum as well, and that is a constant here: it has no twin")
         _refuse(where, scheduler, _REFUSED[name] if name else "which is not known; known are " + ", ".join(_KNOWN))
     if now is not None and kind is lr_scheduler.CosineAnnealingLR:
         expected = float(form(jnp.int32(scheduler.last_epoch)))
@@ -298,8 +300,8 @@ _TWIN = "pass a twin that JAX can trace, a function count -> learning rate (coun
 _REFUSED: dict[type, str] = {
     lr_scheduler.LambdaLR: f"whose function JAX may not be able to trace; {_TWIN}",
     lr_scheduler.MultiplicativeLR: f"whose function JAX may not be able to trace; {_TWIN}",
-    lr_scheduler.OneCycleLR: f"which also moves the momentum; with cycle_momentum=False {_TWIN}",
-    lr_scheduler.CyclicLR: f"which also moves the momentum; with cycle_momentum=False {_TWIN}",
+    lr_scheduler.OneCycleLR: f"which is not known here; {_TWIN}",
+    lr_scheduler.CyclicLR: f"which is not known here; {_TWIN}",
     lr_scheduler.ReduceLROnPlateau: "which decides by the values of the loss; change learning_rate in the state "
     "instead, or use optax.contrib.reduce_on_plateau",
 }

@@ -1,5 +1,6 @@
 """From the state of an optax transformation to an optimizer of torch.optim."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from funcreg._selectors import leaf_name
 
 from .._refusals import TO_TORCH
 from ._optax_states import REMEMBER_NOTHING, chained, from_optax
-from ._settings import NO_GROUP, Settings, crossing, filled, groups_of, handle_of, named, settings_of
+from ._settings import NO_GROUP, Settings, Terms, crossing, filled, groups_of, handle_of, named, settings_of
 from ._transformation import TorchOptimizerState, rebuild
 
 _WHERE = "optimizer_to_torch"
@@ -116,6 +117,12 @@ def _compare(ours: Settings, theirs: Settings) -> None:
             f"{_WHERE}: a penalty was attached to the optimizer of the {'state' if ours.penalized else 'other side'} "
             "only; attach the same one to both"
         )
+    for (name, here), (_, there) in zip(ours.penalty, theirs.penalty, strict=False):
+        if not _same_terms(here, there):
+            raise ValueError(
+                f"{_WHERE}: the penalty on {name!r} is {_said(here)} in the state and {_said(there)} in the optimizer; "
+                "attach the one of the run, and set handle.penalty afterwards to change it"
+            )
     for i in range(len(ours.groups)):
         here, there = ours.hyper(i), theirs.hyper(i)
         for name in here:
@@ -131,6 +138,20 @@ def _compare(ours: Settings, theirs: Settings) -> None:
                 f"{_WHERE}: the leaf {name!r} is in {_group(group)} of the state and in {_group(there.get(name))} of "
                 "the optimizer; give the groups the same parameters in the same order of groups"
             )
+
+
+def _same_terms(here: Terms, there: Terms) -> bool:
+    """Strengths may come from parameters of another precision; one that is an array is not known."""
+    return [rule for rule, _ in here] == [rule for rule, _ in there] and all(
+        a is None or b is None or math.isclose(a, b, rel_tol=1e-6)
+        for (_, ours), (_, theirs) in zip(here, there, strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _said(terms: Terms) -> str:
+    parts = [(rule, [f"{x:g}" for x in strengths if x is not None]) for rule, strengths in terms]
+    return " + ".join(f"{rule} of strength {', '.join(known)}" if known else rule for rule, known in parts) or "none"
 
 
 def _group(i: int | None) -> str:
