@@ -348,9 +348,9 @@ class Pair:
             scheduler: of the learning rate: ConstantLR, LinearLR, ExponentialLR, PolynomialLR, StepLR, MultiStepLR,
                 CosineAnnealingLR, CosineAnnealingWarmRestarts, SequentialLR, a ChainedScheduler of the first six; or a
                 function `count -> learning rate`, or one rate for each group, that JAX can trace, `count` being the
-                updates from now on. A scheduler goes on from its own last step, with one `scheduler.step()` after every
-                update. An optimizer that has had one (`'initial_lr'` in its groups) needs one here:
-                `lambda count: 0.001` where the rate shall stay.
+                updates (epochs, with `steps_per_epoch`) from now on. A scheduler goes on from its own last step, with
+                one `scheduler.step()` after every update. An optimizer that has had one (`'initial_lr'` in its groups)
+                needs one here: `lambda count: 0.001` where the rate shall stay.
             steps_per_epoch: the scheduler is stepped after as many updates instead, an epoch; the optimizer must then
                 stand at the end of one. The updates that the optimizer has counted must be as many epochs as the
                 scheduler has (SGD counts none: there it is the caller's promise); for a scheduler that was made later

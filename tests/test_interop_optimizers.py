@@ -1243,6 +1243,8 @@ def test_float64_is_for_the_whole_run(x64):
         pair.optimizer_to_jax(optimizer)
     with pytest.raises(ValueError, match=r"opt_state_to_jax: 'hidden.weight' .*jax.config.update"):
         pair.opt_state_to_jax(fr.prox_adam(0.1, fr.l1(0.1)).init(own(net)))
+    with pytest.raises(ValueError, match=r"opt_state_to_jax: 'hidden.weight' .*jax.config.update"):
+        pair.opt_state_to_jax(fr.TrainState(own(net), (), ()))
     with x64():
         tx, state = pair.optimizer_to_jax(optimizer)
         params = pair.to_jax(net)
@@ -1266,6 +1268,16 @@ def test_float64_is_for_the_whole_run(x64):
     params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads)
     torch_steps(net, optimizer, grads)
     assert all(np.allclose(x, net.get_parameter(n).detach()) for n, x in pair.parameters_to_torch(params).items())
+
+
+def test_only_what_crosses_must_be_held_by_jax():
+    """float64 parameters that `rename` leaves out are none of its concern."""
+    net = away_from_zero(Net(), torch.float32)
+    net.out.double()
+    leaves = {"embed": {"embedding": np.zeros((5, 4))}, "hidden": {"kernel": np.zeros((4, 3)), "bias": np.zeros(3)}}
+    pair = interop.match(net, jax.tree.map(np.float32, leaves), {"out": None})
+    _, state = pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
+    assert fr_jax.to_flat(state)["state.exp_avg.embed.embedding"].dtype == jnp.float32
 
 
 def test_an_update_that_does_not_fit_is_refused():

@@ -363,6 +363,12 @@ def test_a_scheduler_at_another_step_than_the_optimizer_is_refused(updates, ever
         pair_of(net).optimizer_to_jax(optimizer, scheduler, steps_per_epoch=given)
 
 
+def test_a_scheduler_without_a_twin_is_refused_for_that_first():
+    net, optimizer, _ = counting(lambda o: schedulers.ConstantLR(o), 4)
+    with pytest.raises(TypeError, match="ReduceLROnPlateau, which decides by the values of the loss"):
+        pair_of(net).optimizer_to_jax(optimizer, schedulers.ReduceLROnPlateau(optimizer))
+
+
 def test_steps_that_can_be_explained_or_not_be_judged_are_accepted():
     net, optimizer, scheduler = counting(lambda o: schedulers.StepLR(o, 2), 15, 5)
     pair = pair_of(net)

@@ -195,7 +195,7 @@ def crossing(where: str, pair: Any, groups: Mapping[str, int]) -> Any:
             leaves.setdefault(name, []).extend(link.jax)
             if name in groups and not link.sums and len(leaves[name]) > len(link.jax):
                 raise ValueError(
-                    f"{where}: {name!r} is tied in PyTorch and has leaves of their own on the JAX side "
+                    f"{where}: {name!r} is tied in PyTorch and has several leaves on the JAX side "
                     f"({', '.join(map(repr, leaves[name]))}), which would move apart; tie them in the flax model too"
                 )
         links.append(replace(link, sums="") if set(link.torch) <= groups.keys() else link)

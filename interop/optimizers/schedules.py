@@ -54,8 +54,9 @@ def rates_of(where: str, scheduler: Any, optimizer: Optimizer, steps_per_epoch: 
         return _users(where, scheduler, groups, steps_per_epoch)
     if scheduler.optimizer is not optimizer:
         raise ValueError(f"{where}: the scheduler belongs to another optimizer; pass the one that was made for this")
+    rates = _theirs(where, scheduler, steps_per_epoch)  # refuses first what no number of steps would make right
     _check_position(where, scheduler, optimizer, steps_per_epoch)
-    return _theirs(where, scheduler, steps_per_epoch)
+    return rates
 
 
 def constant_rates(where: str, optimizer: Optimizer) -> tuple[float, ...]:

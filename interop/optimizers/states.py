@@ -44,17 +44,18 @@ _INNER = {"inner_state", "inner_opt_state", "skip_state"}
 
 def opt_state_to_jax(pair: Any, state: Any) -> Any:
     """`Pair.opt_state_to_jax`, which says what it does."""
+
+    def tree(values: Any) -> Any:
+        if isinstance(values, Mapping):
+            refuse_wide("opt_state_to_jax", values, "run in float32 from the start")
+        return pair.parameters_to_jax(values)
+
     if isinstance(state, TrainState):
         return TrainState(
-            pair.parameters_to_jax(state.params),
+            tree(state.params),
             opt_state_to_jax(pair, state.opt_state),
             _extra_to_jax(pair, state.params, state.extra),
         )
-
-    def tree(values: Any) -> Any:
-        refuse_wide("opt_state_to_jax", values, "run in float32 from the start")
-        return pair.parameters_to_jax(values)
-
     return _convert("opt_state_to_jax", state, _TWINS, tree, to_jax)
 
 

@@ -25,7 +25,8 @@ def optimizer_to_jax(
 ) -> tuple[optax.GradientTransformation, TorchOptimizerState]:
     """`Pair.optimizer_to_jax`, which says what it does."""
     settings = settings_of(_WHERE, pair, optimizer)
-    refuse_wide(_WHERE, dict(pair.net.named_parameters()))
+    own = dict(pair.net.named_parameters())
+    refuse_wide(_WHERE, {name: own[name] for name in groups_of(_WHERE, pair, optimizer)})
     handle = handle_of(_WHERE, optimizer)
     penalty = None
     if handle is not None:
