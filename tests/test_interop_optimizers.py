@@ -1100,3 +1100,94 @@ def test_what_rename_leaves_out_does_not_cross(x64):
         left = {k: v.clone() for k, v in optimizer.state[net.out.weight].items()}
         pair.optimizer_to_torch(state, optimizer)
         assert all(torch.equal(optimizer.state[net.out.weight][k], v) for k, v in left.items())
+
+
+# --- inject_hyperparams ---
+
+
+def injected(make, **options):
+    """A tree of parameters, and the state of an injected optimizer of optax after one update."""
+    net = away_from_zero(Dense(), torch.float32)
+    pair = dense_pair(net)
+    params = pair.to_jax(net)
+    tx = optax.inject_hyperparams(make)(**options)
+    _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    return net, pair, state
+
+
+RMSPROP = {"learning_rate": 0.01, "decay": 0.9, "eps": 1e-8, "eps_in_sqrt": False, "momentum": 0.9}
+
+
+@pytest.mark.relaxed_promotion
+def test_a_momentum_after_the_rate_is_taken_by_the_injected_rate():
+    """optax's trace is minus the rate times PyTorch's buffer, whatever the rate of the optimizer was before."""
+    net, pair, state = injected(optax.rmsprop, **RMSPROP)
+    optimizer = torch.optim.RMSprop(net.parameters(), 0.1, alpha=0.9, momentum=0.9)
+    pair.optimizer_to_torch(state, optimizer)
+    want = 1 / np.sqrt(0.1)  # the first step of RMSprop for gradients of 1
+    for p in net.parameters():
+        assert np.allclose(optimizer.state[p]["momentum_buffer"], want, rtol=1e-5)
+    assert np.isclose(optimizer.param_groups[0]["lr"], 0.01)
+    nothing = state._replace(hyperparams={**state.hyperparams, "learning_rate": jnp.float32(0)})
+    with pytest.raises(ValueError, match="at a rate of 0 the one cannot be had from the other"):
+        pair.optimizer_to_torch(nothing, optimizer)
+
+
+@pytest.mark.relaxed_promotion
+@pytest.mark.parametrize(
+    ("make", "given", "cls", "options", "why"),
+    [
+        (
+            optax.adam,
+            {},
+            torch.optim.Adam,
+            {"betas": (0.8, 0.999)},
+            r"b1 of group 0 is 0\.9 .* and 0\.8 in the optimizer",
+        ),
+        (optax.adam, {"b2": 0.99}, torch.optim.Adam, {}, r"b2 of group 0 is 0\.99 .* and 0\.999 in the optimizer"),
+        (optax.adam, {"eps_root": 0.5}, torch.optim.Adam, {}, r"eps_root of group 0 is 0\.5 .* and 0\.0 in the opt"),
+        (optax.yogi, {}, torch.optim.Adam, {}, r"eps of group 0 is 0\.001 .* and 1e-08 in the optimizer"),
+        (optax.adamw, {}, torch.optim.AdamW, {}, r"weight_decay of group 0 is 1e-04 .* and 0\.01 in the optimizer"),
+        (
+            optax.sgd,
+            {"momentum": 0.8},
+            torch.optim.SGD,
+            {"momentum": 0.9},
+            r"momentum of group 0 is 0\.8 .* and 0\.9 in",
+        ),
+        (
+            optax.adadelta,
+            {"rho": 0.8},
+            torch.optim.Adadelta,
+            {},
+            r"rho of group 0 is 0\.8 .* and 0\.9 in the optimizer",
+        ),
+        (
+            optax.rmsprop,
+            {"eps_in_sqrt": False, "decay": 0.9},
+            torch.optim.RMSprop,
+            {},
+            r"decay of group 0 is 0\.9 .* and 0\.99 in the optimizer",
+        ),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_injected_values_that_are_not_the_optimizers_are_refused(make, given, cls, options, why):
+    net, pair, state = injected(make, learning_rate=0.01, **given)
+    with pytest.raises(ValueError, match=f"optimizer_to_torch: {why}"):
+        pair.optimizer_to_torch(state, cls(net.parameters(), lr=0.01, **options))
+
+
+@pytest.mark.relaxed_promotion
+def test_an_injected_schedule_is_no_rate_of_the_next_update():
+    """As with `optax.adam(schedule)`: the rate is that of the optimizer, whose own scheduler stands there."""
+    net, pair, state = injected(optax.adam, learning_rate=lambda count: 0.5 / (count + 1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.25)
+    pair.optimizer_to_torch(state, optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    net, pair, state = injected(optax.rmsprop, **{**RMSPROP, "learning_rate": lambda count: 0.01})
+    with pytest.raises(TypeError, match="under a schedule"):
+        pair.optimizer_to_torch(state, torch.optim.RMSprop(net.parameters(), 0.01, alpha=0.9, momentum=0.9))
+    net, pair, state = injected(optax.adam, learning_rate=0.01, b1=lambda count: 0.9)
+    with pytest.raises(TypeError, match="b1 of the state follows a schedule .* PyTorch keeps it constant"):
+        pair.optimizer_to_torch(state, torch.optim.Adam(net.parameters(), lr=0.01))

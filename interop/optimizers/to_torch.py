@@ -28,8 +28,13 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
     The optimizer is made as for a new run, with the hyper-parameters of the JAX run, over the parameters of the pair's
     net; these are moved on their own (`net.load_state_dict(pair.to_torch(params))`). Nothing is written until
     everything has been checked. As `load_state_dict` does, it replaces the state of every parameter and the learning
-    rate of every group (of a state of ours, and of `optax.inject_hyperparams`; others hold no rate). A scheduler is not
-    looked at: make it for the fresh optimizer and step it once for every update so far, before this call.
+    rate of every group (of a state of ours, and of `optax.inject_hyperparams` unless that rate is a schedule; others
+    hold no rate). A scheduler is not looked at: make it for the fresh optimizer and step it once for every update so
+    far, before this call.
+
+    An optax state is the caller's promise where it cannot tell. Those of `yogi`, `lamb` and `nadam` look like `adam`'s,
+    that of `sign_sgd` like `sgd`'s, and none shows `nesterov`, or `b1`, `eps`, `eps_root` and other numbers unless they
+    are injected, which are compared; nor that `rmsprop`'s learning rate was changed on the way, with momentum.
 
     Args:
         pair: what `match` returned.
