@@ -1191,3 +1191,74 @@ def test_an_injected_schedule_is_no_rate_of_the_next_update():
     net, pair, state = injected(optax.adam, learning_rate=0.01, b1=lambda count: 0.9)
     with pytest.raises(TypeError, match="b1 of the state follows a schedule .* PyTorch keeps it constant"):
         pair.optimizer_to_torch(state, torch.optim.Adam(net.parameters(), lr=0.01))
+
+
+# --- tensors as hyper-parameters ---
+
+
+def dense_run(cls, options, x64):
+    """The distance of two runs of a float64 net, in units in the last place."""
+    net = away_from_zero(Dense())
+    optimizer = cls(net.parameters(), **options)
+    grads = draw(net, BEFORE + STEPS)
+    torch_steps(net, optimizer, grads[:BEFORE])
+    with x64():
+        pair = dense_pair(net)
+        tx, state = pair.optimizer_to_jax(optimizer)
+        params, _ = jax_steps(pair, tx, state, pair.to_jax(net), grads[BEFORE:])
+        torch_steps(net, optimizer, grads[BEFORE:])
+        return ulps(pair, params, net), optimizer
+
+
+NARROW = [
+    (torch.optim.Adam, {"foreach": False}),
+    (torch.optim.AdamW, {}),
+    (torch.optim.Adamax, {}),
+    (torch.optim.NAdam, {}),
+    (torch.optim.RAdam, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (torch.optim.Adagrad, {"lr_decay": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("cls", "options"), NARROW, ids=label)
+def test_a_narrow_tensor_rate_of_wide_parameters_is_refused(cls, options, x64):
+    """PyTorch computes with it in float32; as the float that the message names, the runs agree."""
+    with pytest.raises(
+        ValueError, match="lr of group 0 is a torch.float32 tensor and its parameters are torch.float64"
+    ):
+        dense_run(cls, {"lr": torch.tensor(0.01), **options}, x64)
+    net = away_from_zero(Dense())
+    optimizer = cls(net.parameters(), lr=torch.tensor(0.01), **options)
+    with x64():
+        pair = dense_pair(net)
+        with pytest.raises(ValueError, match="optimizer_to_jax: lr of group 0 .*: optimizer.param_gr") as error:
+            pair.optimizer_to_jax(optimizer)
+        exec(str(error.value).rsplit(": ", 1)[1])
+        _, state = pair.optimizer_to_jax(optimizer)
+        narrow = cls(net.parameters(), lr=torch.tensor(0.01), **options)
+        with pytest.raises(ValueError, match="optimizer_to_torch: lr of group 0"):
+            pair.optimizer_to_torch(state, narrow)
+    got, _ = dense_run(cls, {"lr": torch.tensor(0.01, dtype=torch.float64), **options}, x64)
+    assert got <= ULP
+
+
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adadelta], ids=label)
+def test_a_tensor_rate_that_only_multiplies_is_exact(cls, x64):
+    got, _ = dense_run(cls, {"lr": torch.tensor(0.01)}, x64)
+    assert got <= ULP
+
+
+@pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.NAdam], ids=label)
+def test_narrow_tensor_betas_of_wide_parameters_are_refused(cls, x64):
+    betas = (torch.tensor(0.9), torch.tensor(0.999))
+    with pytest.raises(
+        ValueError, match="betas of group 0 are torch.float32 tensors and its parameters are torch.float64"
+    ):
+        dense_run(cls, {"lr": 0.01, "betas": betas, "foreach": False}, x64)
+    wide = tuple(beta.double() for beta in betas)
+    if cls is torch.optim.NAdam:  # its float32 product of them is rounded otherwise
+        with pytest.raises(ValueError, match="betas of group 0 are torch.float64 tensors"):
+            dense_run(cls, {"lr": 0.01, "betas": wide, "foreach": False}, x64)
+    else:
+        got, _ = dense_run(cls, {"lr": 0.01, "betas": wide, "foreach": False}, x64)
+        assert got <= ULP

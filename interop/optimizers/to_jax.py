@@ -62,7 +62,8 @@ def optimizer_to_jax(
     Raises:
         TypeError: an optimizer or a scheduler without an exact twin, with the difference; complex parameters.
         ValueError: parameters that are not the net's, a state that is not whole, hooks around the step, a penalty on a
-            parameter that the JAX side holds in several arrays.
+            parameter that the JAX side holds in several arrays; tensors as `lr` or `betas` that are narrower than the
+            parameters, with which PyTorch computes in their dtype.
     """
     settings = settings_of(_WHERE, pair, optimizer)
     handle = handle_of(_WHERE, optimizer)
