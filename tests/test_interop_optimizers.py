@@ -1057,7 +1057,11 @@ def test_nothing_is_written_unless_all_of_it_can_be():
         ),
         (with_average(bias=optax.MaskedNode()), adam(), "the state has no 'exp_avg' of the leaf 'hidden.bias'"),
         (state._replace(state={}), adam(), "the state has no"),
-        (state._replace(learning_rate=()), adam(), "the state has 0 learning rates, the optimizer 1 groups"),
+        (
+            state._replace(learning_rate=()),
+            adam(),
+            "learning_rate in the state must be a tuple of 1 numbers, .* got 0; ",
+        ),
     ]
     for given, optimizer, why in cases:
         before = copy.deepcopy(optimizer.state_dict())
@@ -1262,3 +1266,69 @@ def test_narrow_tensor_betas_of_wide_parameters_are_refused(cls, x64):
     else:
         got, _ = dense_run(cls, {"lr": 0.01, "betas": wide, "foreach": False}, x64)
         assert got <= ULP
+
+
+# --- learning rates in the state ---
+
+
+@pytest.mark.parametrize(
+    ("rates", "got"),
+    [
+        (0.01, "float"),
+        (jnp.float32(0.01), "ArrayImpl"),
+        ((0.01,), "1"),
+        ((0.01, jnp.ones(2)), r"one of shape \(2,\)"),
+        ((0.01, "0.1"), "'0.1'"),
+        ((0.01, None), "None"),
+    ],
+    ids=str,
+)
+def test_rates_that_are_not_one_for_each_group_are_refused_before_anything_is_written(rates, got):
+    net = away_from_zero(Dense(), torch.float32)
+    pair = dense_pair(net)
+    groups = [{"params": [net.hidden.weight]}, {"params": [net.hidden.bias]}]
+    tx, state = pair.optimizer_to_jax(torch.optim.Adam(groups, lr=0.1))
+    params = pair.to_jax(net)
+    _, state = tx.update(params, state, params)
+    optimizer = torch.optim.Adam(groups, lr=0.1)
+    wrong = state._replace(learning_rate=rates)
+    why = f"learning_rate in the state must be a tuple of 2 numbers, one for each parameter group, got {got}; write"
+    with pytest.raises(ValueError, match=f"optimizer_to_torch: {why}"):
+        pair.optimizer_to_torch(wrong, optimizer)
+    assert not optimizer.state
+    with pytest.raises(ValueError, match=f"from PyTorch.: {why}") as error:
+        tx.update(params, wrong, params)
+    right = eval(str(error.value).rsplit("; write ", 1)[1], {"state": state})
+    tx.update(params, right, params)
+    pair.optimizer_to_torch(right, optimizer)
+    assert np.allclose([group["lr"] for group in optimizer.param_groups], 0.1)
+
+
+@pytest.mark.relaxed_promotion
+def test_an_injected_rate_of_several_members_is_refused_before_anything_is_written():
+    net, pair, state = injected(optax.adam, learning_rate=0.01)
+    optimizer = torch.optim.Adam(net.parameters())
+    members = state._replace(hyperparams={**state.hyperparams, "learning_rate": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"learning_rate of the state .* must be a number, got one of shape \(2,\)"):
+        pair.optimizer_to_torch(members, optimizer)
+    assert not optimizer.state
+
+
+def test_tensor_rates_are_set_whole():
+    """Also one that requires a gradient, and one that is the default of two groups."""
+    net = away_from_zero(Dense(), torch.float32)
+    pair = dense_pair(net)
+    groups = [{"params": [net.hidden.weight], "lr": 0.25}, {"params": [net.hidden.bias], "lr": 0.5}]
+    tx, state = pair.optimizer_to_jax(torch.optim.Adam(groups))
+    params = pair.to_jax(net)
+    _, state = tx.update(params, state, params)
+    for lr in (torch.tensor(0.125), torch.tensor(0.25), torch.tensor(0.5, requires_grad=True)):
+        optimizer = torch.optim.Adam([{"params": [net.hidden.weight]}, {"params": [net.hidden.bias]}], lr=lr)
+        pair.optimizer_to_torch(state, optimizer)
+        assert [group["lr"].item() for group in optimizer.param_groups] == [0.25, 0.5]
+        assert len(optimizer.state) == 2
+    lr = torch.tensor(0.1, requires_grad=True)
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    _, one = pair.optimizer_to_jax(optimizer)
+    pair.optimizer_to_torch(one._replace(learning_rate=(0.25,)), optimizer)
+    assert optimizer.param_groups[0]["lr"] is lr and lr.item() == 0.25

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from torch.optim import Optimizer
 
-from ._settings import Settings, named
+from ._settings import Settings, named, number
 
 _ADAM_LIKE = {"Adam": ("exp_avg", "exp_avg_sq"), "Adamax": ("exp_avg", "exp_inf")}
 _ADAM_LIKE["AdamW"] = _ADAM_LIKE["Adam"]
@@ -45,10 +45,20 @@ def from_optax(
             if "learning_rate" in _schedules(link):  # what it holds is the rate of the last update, not of the next
                 scheduled = True
             elif "learning_rate" in link.hyperparams:
-                rates = (link.hyperparams["learning_rate"],) * len(optimizer.param_groups)
+                rates = (_injected_rate(where, link),) * len(optimizer.param_groups)
     own = [link for link in links if not isinstance(link, REMEMBER_NOTHING) and not hasattr(link, "hyperparams")]
-    used = rates or tuple(group["lr"] for group in optimizer.param_groups)
+    used = rates or tuple(number(group["lr"]) for group in optimizer.param_groups)
     return _arrays(where, settings, used, own, scheduled), rates
+
+
+def _injected_rate(where: str, injected: Any) -> Any:
+    rate = injected.hyperparams["learning_rate"]
+    if np.shape(rate) != ():
+        raise ValueError(
+            f"{where}: learning_rate of the state (inject_hyperparams) must be a number, got one of shape "
+            f"{np.shape(rate)}; of several members take one first (fr.unstack)"
+        )
+    return rate
 
 
 def _schedules(injected: Any) -> Mapping[str, Any]:

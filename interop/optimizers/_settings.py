@@ -200,7 +200,12 @@ def _number(value: Any) -> Any:
     """Of a tensor its number: constants of a compiled step."""
     if isinstance(value, tuple | list):
         return tuple(_number(v) for v in value)
-    return value if isinstance(value, bool) else float(value)
+    return value if isinstance(value, bool) else number(value)
+
+
+def number(x: Any) -> float:
+    """Of a learning rate or the like; PyTorch warns of `float` of a tensor that requires a gradient."""
+    return float(x.detach() if isinstance(x, Tensor) else x)
 
 
 def filled(p: Tensor, value: float) -> Tensor:

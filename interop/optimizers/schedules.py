@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 from torch.optim import Optimizer, lr_scheduler
 
+from ._settings import number
+
 Form = Callable[[Array], Array]  # the scheduler's own step, int32 -> a rate, or a factor of one
 Rates = Callable[[Array], tuple[Array, ...]]
 
@@ -275,4 +277,4 @@ def _dtype() -> Any:
 
 
 def _number(lr: Any) -> float:
-    return float(lr)
+    return number(lr)

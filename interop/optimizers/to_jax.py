@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..arrays import to_jax
-from ._settings import Settings, filled, groups_of, handle_of, named, settings_of
+from ._settings import Settings, filled, groups_of, handle_of, named, number, settings_of
 from ._transformation import TorchOptimizerState, rebuild, scalar_dtype, torch_optimizer
 from .schedules import rates_of
 
@@ -77,7 +77,7 @@ def optimizer_to_jax(
         if settings.optimizer != "SGD":
             _refuse_split(pair, [name for name, _ in handle._bound.values()])
         penalty = pair.penalty_to_jax(handle.penalty)
-    now = tuple(float(group["lr"]) for group in optimizer.param_groups)
+    now = tuple(number(group["lr"]) for group in optimizer.param_groups)
     rates = now if scheduler is None else rates_of(_WHERE, scheduler, optimizer, steps_per_epoch)
     state = TorchOptimizerState(
         jnp.zeros((), jnp.int32),
