@@ -7,6 +7,7 @@ parameter, and where one passes through 0 that rounding is many units of what is
 
 import copy
 import itertools
+import sys
 
 import flax.linen as nn
 import jax
@@ -1332,3 +1333,26 @@ def test_tensor_rates_are_set_whole():
     _, one = pair.optimizer_to_jax(optimizer)
     pair.optimizer_to_torch(one._replace(learning_rate=(0.25,)), optimizer)
     assert optimizer.param_groups[0]["lr"] is lr and lr.item() == 0.25
+
+
+def test_trees_are_taken_apart_as_often_for_many_parameters_as_for_few(monkeypatch):
+    """Once for each array of the state: by every parameter, the time would be quadratic in their number."""
+    calls = []
+    for side in ("to_jax", "to_torch"):
+        module = sys.modules[f"interop.optimizers.{side}"]
+        take_apart = module.named
+        monkeypatch.setattr(module, "named", lambda tree, f=take_apart: (calls.append(tree), f(tree))[1])
+    counts = []
+    for layers in (2, 9):
+        net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(layers)))
+        leaves = {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(2, np.float32)}
+        pair = interop.match(net, {f"Dense_{i}": leaves for i in range(layers)})
+        optimizer = torch.optim.Adam(net.parameters())
+        torch_steps(net, optimizer, draw(net, 1))
+        calls.clear()
+        _, state = pair.optimizer_to_jax(optimizer)
+        counts.append([len(calls)])
+        pair.optimizer_to_torch(state, optimizer)
+        counts[-1].append(len(calls))
+    assert counts[0] == counts[1]
+    assert counts[0][0] and counts[0][1] > counts[0][0]

@@ -145,7 +145,7 @@ def _moments(
     for what in settings.names():
         holders = [leaf for leaf, group in settings.group_of if what in settings.moments(group)]
         if holders:
-            given = _given(arrays, what)
+            given = named(arrays.get(what, {}))
             values = dict(blank)
             for leaf in holders:
                 values[leaf] = _present(given, what, leaf)
@@ -164,12 +164,12 @@ def _scalars(
 ) -> dict[str, dict[str, Any]]:
     """The 0-d arrays, by the names of the parameters and their own; those of all leaves of a parameter must agree."""
     result: dict[str, dict[str, Any]] = {name: {} for name in groups}
+    given = {what: named(arrays.get(what, {})) for what in settings.names()}
     for link in pair.links:
         leaves = [leaf_name(leaf.split(".")) for leaf in link.jax]
         for name in link.torch:
             for what in settings.scalars(groups.get(name, NO_GROUP)):
-                given = _given(arrays, what)
-                values = [np.asarray(_present(given, what, leaf)) for leaf in leaves]
+                values = [np.asarray(_present(given[what], what, leaf)) for leaf in leaves]
                 if any(x != values[0] for x in values):
                     each = ", ".join(f"{leaf}: {x}" for leaf, x in zip(leaves, values, strict=True))
                     raise ValueError(
@@ -178,10 +178,6 @@ def _scalars(
                     )
                 result[name][what] = values[0][()]
     return result
-
-
-def _given(arrays: Mapping[str, Any], what: str) -> dict[str, Any]:
-    return named(arrays.get(what, {}))
 
 
 def _present(given: Mapping[str, Any], what: str, leaf: str) -> Any:
