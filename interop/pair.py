@@ -395,7 +395,9 @@ class Pair:
         1e-4 in `optax.adamw` and 0.01 in `AdamW`; `optax.rmsprop` has `decay=0.9` and `eps_in_sqrt=True`, `RMSprop` has
         `alpha=0.99` and eps outside the root, so that it needs `eps_in_sqrt=False` there; `optax.adagrad` starts at 0.1
         with eps inside the root, `Adagrad` at 0 with eps outside, so that neither goes on as the other. An `eps_root`
-        other than 0 and the `nesterov` of `optax.adam` have no counterpart in PyTorch.
+        other than 0 and the `nesterov` of `optax.adam` have no counterpart in PyTorch. The states of `yogi`, `lamb` and
+        `nadam` look like that of `adam`, that of `sign_sgd` like that of `sgd`. What `inject_hyperparams` holds is
+        compared.
 
         Args:
             opt_state: of `optimizer_to_jax`, also as `nnx.Optimizer` holds it, or in `optax.chain` with clipping and

@@ -8,6 +8,7 @@ parameter, and where one passes through 0 that rounding is many units of what is
 import copy
 import inspect
 import itertools
+import sys
 
 import flax.linen as nn
 import jax
@@ -1351,7 +1352,11 @@ def test_nothing_is_written_unless_all_of_it_can_be():
         ),
         (with_average(bias=optax.MaskedNode()), adam(), "the state has no 'exp_avg' of the leaf 'hidden.bias'"),
         (state._replace(state={}), adam(), "the state has no"),
-        (state._replace(learning_rate=()), adam(), "the state has 0 learning rates, the optimizer 1 groups"),
+        (
+            state._replace(learning_rate=()),
+            adam(),
+            "learning_rate in the state must be a tuple of 1 numbers, .* got 0; ",
+        ),
     ]
     for given, optimizer, why in cases:
         before = copy.deepcopy(optimizer.state_dict())
@@ -1481,3 +1486,254 @@ def test_what_rename_leaves_out_does_not_cross(x64):
         left = {k: v.clone() for k, v in optimizer.state[net.out.weight].items()}
         pair.optimizer_to_torch(state, optimizer)
         assert all(torch.equal(optimizer.state[net.out.weight][k], v) for k, v in left.items())
+
+
+# --- inject_hyperparams ---
+
+
+def injected(make, **options):
+    """A tree of parameters, and the state of an injected optimizer of optax after one update."""
+    net = away_from_zero(Dense(), torch.float32)
+    pair = dense_pair(net)
+    params = pair.to_jax(net)
+    tx = optax.inject_hyperparams(make)(**options)
+    _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    return net, pair, state
+
+
+RMSPROP = {"learning_rate": 0.01, "decay": 0.9, "eps": 1e-8, "eps_in_sqrt": False, "momentum": 0.9}
+
+
+@pytest.mark.relaxed_promotion
+def test_a_momentum_after_the_rate_is_taken_by_the_injected_rate():
+    """optax's trace is minus the rate times PyTorch's buffer, whatever the rate of the optimizer was before."""
+    net, pair, state = injected(optax.rmsprop, **RMSPROP)
+    optimizer = torch.optim.RMSprop(net.parameters(), 0.1, alpha=0.9, momentum=0.9)
+    pair.optimizer_to_torch(state, optimizer)
+    want = 1 / np.sqrt(0.1)  # the first step of RMSprop for gradients of 1
+    for p in net.parameters():
+        assert np.allclose(optimizer.state[p]["momentum_buffer"], want, rtol=1e-5)
+    assert np.isclose(optimizer.param_groups[0]["lr"], 0.01)
+    nothing = state._replace(hyperparams={**state.hyperparams, "learning_rate": jnp.float32(0)})
+    with pytest.raises(ValueError, match="at a rate of 0 the one cannot be had from the other"):
+        pair.optimizer_to_torch(nothing, optimizer)
+
+
+@pytest.mark.relaxed_promotion
+@pytest.mark.parametrize(
+    ("make", "given", "cls", "options", "why"),
+    [
+        (
+            optax.adam,
+            {},
+            torch.optim.Adam,
+            {"betas": (0.8, 0.999)},
+            r"b1 of group 0 is 0\.9 .* and 0\.8 in the optimizer",
+        ),
+        (optax.adam, {"b2": 0.99}, torch.optim.Adam, {}, r"b2 of group 0 is 0\.99 .* and 0\.999 in the optimizer"),
+        (optax.adam, {"eps_root": 0.5}, torch.optim.Adam, {}, r"eps_root of group 0 is 0\.5 .* and 0\.0 in the opt"),
+        (optax.yogi, {}, torch.optim.Adam, {}, r"eps of group 0 is 0\.001 .* and 1e-08 in the optimizer"),
+        (optax.adamw, {}, torch.optim.AdamW, {}, r"weight_decay of group 0 is 1e-04 .* and 0\.01 in the optimizer"),
+        (
+            optax.sgd,
+            {"momentum": 0.8},
+            torch.optim.SGD,
+            {"momentum": 0.9},
+            r"momentum of group 0 is 0\.8 .* and 0\.9 in",
+        ),
+        (
+            optax.adadelta,
+            {"rho": 0.8},
+            torch.optim.Adadelta,
+            {},
+            r"rho of group 0 is 0\.8 .* and 0\.9 in the optimizer",
+        ),
+        (
+            optax.rmsprop,
+            {"eps_in_sqrt": False, "decay": 0.9},
+            torch.optim.RMSprop,
+            {},
+            r"decay of group 0 is 0\.9 .* and 0\.99 in the optimizer",
+        ),
+    ],
+    ids=lambda x: getattr(x, "__name__", ""),
+)
+def test_injected_values_that_are_not_the_optimizers_are_refused(make, given, cls, options, why):
+    net, pair, state = injected(make, learning_rate=0.01, **given)
+    with pytest.raises(ValueError, match=f"optimizer_to_torch: {why}"):
+        pair.optimizer_to_torch(state, cls(net.parameters(), lr=0.01, **options))
+
+
+@pytest.mark.relaxed_promotion
+def test_an_injected_schedule_is_no_rate_of_the_next_update():
+    """As with `optax.adam(schedule)`: the rate is that of the optimizer, whose own scheduler stands there."""
+    net, pair, state = injected(optax.adam, learning_rate=lambda count: 0.5 / (count + 1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.25)
+    pair.optimizer_to_torch(state, optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    net, pair, state = injected(optax.rmsprop, **{**RMSPROP, "learning_rate": lambda count: 0.01})
+    with pytest.raises(TypeError, match="under a schedule"):
+        pair.optimizer_to_torch(state, torch.optim.RMSprop(net.parameters(), 0.01, alpha=0.9, momentum=0.9))
+    net, pair, state = injected(optax.adam, learning_rate=0.01, b1=lambda count: 0.9)
+    with pytest.raises(TypeError, match="b1 of the state follows a schedule .* PyTorch keeps it constant"):
+        pair.optimizer_to_torch(state, torch.optim.Adam(net.parameters(), lr=0.01))
+
+
+# --- tensors as hyper-parameters ---
+
+
+def dense_run(cls, options, x64):
+    """The distance of two runs of a float64 net, in units in the last place."""
+    net = away_from_zero(Dense())
+    optimizer = cls(net.parameters(), **options)
+    grads = draw(net, BEFORE + STEPS)
+    torch_steps(net, optimizer, grads[:BEFORE])
+    with x64():
+        pair = dense_pair(net)
+        tx, state = pair.optimizer_to_jax(optimizer)
+        params, _ = jax_steps(pair, tx, state, pair.to_jax(net), grads[BEFORE:])
+        torch_steps(net, optimizer, grads[BEFORE:])
+        return ulps(pair, params, net), optimizer
+
+
+NARROW = [
+    (torch.optim.Adam, {"foreach": False}),
+    (torch.optim.AdamW, {}),
+    (torch.optim.Adamax, {}),
+    (torch.optim.NAdam, {}),
+    (torch.optim.RAdam, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (torch.optim.Adagrad, {"lr_decay": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("cls", "options"), NARROW, ids=label)
+def test_a_narrow_tensor_rate_of_wide_parameters_is_refused(cls, options, x64):
+    """PyTorch computes with it in float32; as the float that the message names, the runs agree."""
+    with pytest.raises(
+        ValueError, match="lr of group 0 is a torch.float32 tensor and its parameters are torch.float64"
+    ):
+        dense_run(cls, {"lr": torch.tensor(0.01), **options}, x64)
+    net = away_from_zero(Dense())
+    optimizer = cls(net.parameters(), lr=torch.tensor(0.01), **options)
+    with x64():
+        pair = dense_pair(net)
+        with pytest.raises(ValueError, match="optimizer_to_jax: lr of group 0 .*: optimizer.param_gr") as error:
+            pair.optimizer_to_jax(optimizer)
+        exec(str(error.value).rsplit(": ", 1)[1])
+        _, state = pair.optimizer_to_jax(optimizer)
+        narrow = cls(net.parameters(), lr=torch.tensor(0.01), **options)
+        with pytest.raises(ValueError, match="optimizer_to_torch: lr of group 0"):
+            pair.optimizer_to_torch(state, narrow)
+    got, _ = dense_run(cls, {"lr": torch.tensor(0.01, dtype=torch.float64), **options}, x64)
+    assert got <= ULP
+
+
+@pytest.mark.parametrize("cls", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adadelta], ids=label)
+def test_a_tensor_rate_that_only_multiplies_is_exact(cls, x64):
+    got, _ = dense_run(cls, {"lr": torch.tensor(0.01)}, x64)
+    assert got <= ULP
+
+
+@pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.NAdam], ids=label)
+def test_narrow_tensor_betas_of_wide_parameters_are_refused(cls, x64):
+    betas = (torch.tensor(0.9), torch.tensor(0.999))
+    with pytest.raises(
+        ValueError, match="betas of group 0 are torch.float32 tensors and its parameters are torch.float64"
+    ):
+        dense_run(cls, {"lr": 0.01, "betas": betas, "foreach": False}, x64)
+    wide = tuple(beta.double() for beta in betas)
+    if cls is torch.optim.NAdam:  # its float32 product of them is rounded otherwise
+        with pytest.raises(ValueError, match="betas of group 0 are torch.float64 tensors"):
+            dense_run(cls, {"lr": 0.01, "betas": wide, "foreach": False}, x64)
+    else:
+        got, _ = dense_run(cls, {"lr": 0.01, "betas": wide, "foreach": False}, x64)
+        assert got <= ULP
+
+
+# --- learning rates in the state ---
+
+
+@pytest.mark.parametrize(
+    ("rates", "got"),
+    [
+        (0.01, "float"),
+        (jnp.float32(0.01), "ArrayImpl"),
+        ((0.01,), "1"),
+        ((0.01, jnp.ones(2)), r"one of shape \(2,\)"),
+        ((0.01, "0.1"), "'0.1'"),
+        ((0.01, None), "None"),
+    ],
+    ids=str,
+)
+def test_rates_that_are_not_one_for_each_group_are_refused_before_anything_is_written(rates, got):
+    net = away_from_zero(Dense(), torch.float32)
+    pair = dense_pair(net)
+    groups = [{"params": [net.hidden.weight]}, {"params": [net.hidden.bias]}]
+    tx, state = pair.optimizer_to_jax(torch.optim.Adam(groups, lr=0.1))
+    params = pair.to_jax(net)
+    _, state = tx.update(params, state, params)
+    optimizer = torch.optim.Adam(groups, lr=0.1)
+    wrong = state._replace(learning_rate=rates)
+    why = f"learning_rate in the state must be a tuple of 2 numbers, one for each parameter group, got {got}; write"
+    with pytest.raises(ValueError, match=f"optimizer_to_torch: {why}"):
+        pair.optimizer_to_torch(wrong, optimizer)
+    assert not optimizer.state
+    with pytest.raises(ValueError, match=f"from PyTorch.: {why}") as error:
+        tx.update(params, wrong, params)
+    right = eval(str(error.value).rsplit("; write ", 1)[1], {"state": state})
+    tx.update(params, right, params)
+    pair.optimizer_to_torch(right, optimizer)
+    assert np.allclose([group["lr"] for group in optimizer.param_groups], 0.1)
+
+
+@pytest.mark.relaxed_promotion
+def test_an_injected_rate_of_several_members_is_refused_before_anything_is_written():
+    net, pair, state = injected(optax.adam, learning_rate=0.01)
+    optimizer = torch.optim.Adam(net.parameters())
+    members = state._replace(hyperparams={**state.hyperparams, "learning_rate": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"learning_rate of the state .* must be a number, got one of shape \(2,\)"):
+        pair.optimizer_to_torch(members, optimizer)
+    assert not optimizer.state
+
+
+def test_tensor_rates_are_set_whole():
+    """Also one that requires a gradient, and one that is the default of two groups."""
+    net = away_from_zero(Dense(), torch.float32)
+    pair = dense_pair(net)
+    groups = [{"params": [net.hidden.weight], "lr": 0.25}, {"params": [net.hidden.bias], "lr": 0.5}]
+    tx, state = pair.optimizer_to_jax(torch.optim.Adam(groups))
+    params = pair.to_jax(net)
+    _, state = tx.update(params, state, params)
+    for lr in (torch.tensor(0.125), torch.tensor(0.25), torch.tensor(0.5, requires_grad=True)):
+        optimizer = torch.optim.Adam([{"params": [net.hidden.weight]}, {"params": [net.hidden.bias]}], lr=lr)
+        pair.optimizer_to_torch(state, optimizer)
+        assert [group["lr"].item() for group in optimizer.param_groups] == [0.25, 0.5]
+        assert len(optimizer.state) == 2
+    lr = torch.tensor(0.1, requires_grad=True)
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    _, one = pair.optimizer_to_jax(optimizer)
+    pair.optimizer_to_torch(one._replace(learning_rate=(0.25,)), optimizer)
+    assert optimizer.param_groups[0]["lr"] is lr and lr.item() == 0.25
+
+
+def test_trees_are_taken_apart_as_often_for_many_parameters_as_for_few(monkeypatch):
+    """Once for each array of the state: by every parameter, the time would be quadratic in their number."""
+    calls = []
+    for side in ("to_jax", "to_torch"):
+        module = sys.modules[f"interop.optimizers.{side}"]
+        take_apart = module.named
+        monkeypatch.setattr(module, "named", lambda tree, f=take_apart: (calls.append(tree), f(tree))[1])
+    counts = []
+    for layers in (2, 9):
+        net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(layers)))
+        leaves = {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(2, np.float32)}
+        pair = interop.match(net, {f"Dense_{i}": leaves for i in range(layers)})
+        optimizer = torch.optim.Adam(net.parameters())
+        torch_steps(net, optimizer, draw(net, 1))
+        calls.clear()
+        _, state = pair.optimizer_to_jax(optimizer)
+        counts.append([len(calls)])
+        pair.optimizer_to_torch(state, optimizer)
+        counts[-1].append(len(calls))
+    assert counts[0] == counts[1]
+    assert counts[0][0] and counts[0][1] > counts[0][0]

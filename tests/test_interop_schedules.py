@@ -427,3 +427,65 @@ def test_wrong_arguments_are_refused():
     other = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="the scheduler belongs to another optimizer"):
         pair.optimizer_to_jax(other, scheduler)
+
+
+def stepped_by(make, epoch):
+    def scheduler_of(optimizer):
+        scheduler = make(optimizer)
+        optimizer.step()
+        scheduler.step(epoch)
+        return scheduler
+
+    return scheduler_of
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda o: schedulers.LinearLR(o, 0.1, 1.0, 4.5), "LinearLR, which has total_iters=4.5, no whole number"),
+        (lambda o: schedulers.ConstantLR(o, 0.1, 4.5), "ConstantLR, which has total_iters=4.5"),
+        (lambda o: schedulers.PolynomialLR(o, 9.5, 0.5), "PolynomialLR, which has total_iters=9.5"),
+        (lambda o: schedulers.StepLR(o, 2.5, 0.5), "StepLR, which has step_size=2.5"),
+        (lambda o: schedulers.StepLR(o, torch.tensor(3), 0.5), r"StepLR, which has step_size=3, no"),
+        (lambda o: schedulers.StepLR(o, -3, 0.5), "StepLR, with step_size=-3; make it with one of 1 or more"),
+        (lambda o: schedulers.MultiStepLR(o, [3, 5.5], 0.5), "MultiStepLR, which has milestones=5.5"),
+        (
+            lambda o: schedulers.SequentialLR(o, [linear(o), schedulers.ExponentialLR(o, 0.9)], [4.5]),
+            "SequentialLR, which has milestones=4.5",
+        ),
+        (
+            lambda o: schedulers.SequentialLR(o, [linear(o), schedulers.StepLR(o, 2.5)], [4]),
+            "StepLR, which has step_size=2.5",
+        ),
+        (
+            lambda o: schedulers.ChainedScheduler([linear(o), schedulers.ConstantLR(o, 0.1, 4.5)]),
+            "ConstantLR, which has total_iters=4.5",
+        ),
+        (stepped_by(KNOWN["exponential"], 2.5), "ExponentialLR, which stands at last_epoch=2.5, no whole number"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*epoch parameter:UserWarning")
+def test_fractions_of_steps_are_refused_where_torch_leaves_its_closed_form(make, why):
+    net, optimizer, scheduler = two_groups(make)
+    with pytest.raises(TypeError, match=f"optimizer_to_jax: the scheduler is a {why}"):
+        pair_of(net.float()).optimizer_to_jax(optimizer, scheduler)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: schedulers.LinearLR(o, 0.1, 1.0, 4.0),
+        lambda o: schedulers.ConstantLR(o, 0.1, np.float64(4)),
+        lambda o: schedulers.StepLR(o, 3.0, 0.5),
+        lambda o: schedulers.MultiStepLR(o, [3.0, 5], 0.5),
+        lambda o: schedulers.CosineAnnealingLR(o, 4.5, 0.001),
+        lambda o: schedulers.SequentialLR(o, [linear(o), schedulers.ExponentialLR(o, 0.9)], [4.0]),
+    ],
+)
+def test_whole_floats_and_a_cosine_of_any_length_follow_torch(make, x64):
+    net, optimizer, scheduler = two_groups(make)
+    with x64():
+        rates = rates_of("", scheduler, optimizer, 1)
+        for count in range(2 * HORIZON):
+            assert np.allclose(np.array(rates(jnp.int32(count))), now(optimizer), rtol=1e-12, atol=1e-17)
+            advance(optimizer, scheduler)

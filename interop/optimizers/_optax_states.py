@@ -1,13 +1,13 @@
 """Which states of optax's own optimizers mean the same as one of torch.optim's, and what the others mean instead."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import optax
 from torch.optim import Optimizer
 
-from ._settings import Settings, named
+from ._settings import Settings, named, number
 
 _ADAM_LIKE = {"Adam": ("exp_avg", "exp_avg_sq"), "Adamax": ("exp_avg", "exp_inf")}
 _ADAM_LIKE["AdamW"] = _ADAM_LIKE["Adam"]
@@ -46,16 +46,18 @@ def from_optax(
             "optimizer_to_jax"
         )
     links = list(chained(opt_state))
-    rates = None
     scheduled = any(isinstance(link, optax.ScaleByScheduleState) for link in links)
+    rates = None
     for link in links:
-        if hasattr(link, "hyperparams") and "learning_rate" in link.hyperparams:
-            if "learning_rate" in getattr(link, "hyperparams_states", ()):
-                scheduled = True  # what it holds is the rate of the last update, not of the next one
-            else:
-                rates = (link.hyperparams["learning_rate"],) * len(optimizer.param_groups)
+        if hasattr(link, "hyperparams"):
+            _compare_injected(where, settings, link)
+            if "learning_rate" in _schedules(link):  # what it holds is the rate of the last update, not of the next
+                scheduled = True
+            elif "learning_rate" in link.hyperparams:
+                rates = (_injected_rate(where, link),) * len(optimizer.param_groups)
     own = [link for link in links if not isinstance(link, REMEMBER_NOTHING) and not hasattr(link, "hyperparams")]
-    arrays = _arrays(where, settings, optimizer, own, scheduled)
+    used = rates or tuple(number(group["lr"]) for group in optimizer.param_groups)
+    arrays = _arrays(where, settings, used, own, scheduled)
     if scheduled and not any("initial_lr" in group for group in optimizer.param_groups):
         raise ValueError(
             f"{where}: the rate of this state comes from a schedule, which is not in it, and the optimizer has no "
@@ -63,6 +65,45 @@ def from_optax(
             "torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0) where the optimizer's rate shall stay"
         )
     return arrays, rates
+
+
+def _injected_rate(where: str, injected: Any) -> Any:
+    rate = injected.hyperparams["learning_rate"]
+    if np.shape(rate) != ():
+        raise ValueError(
+            f"{where}: learning_rate of the state (inject_hyperparams) must be a number, got one of shape "
+            f"{np.shape(rate)}; of several members take one first (fr.unstack)"
+        )
+    return rate
+
+
+def _schedules(injected: Any) -> Mapping[str, Any]:
+    """The hyper-parameters of an `inject_hyperparams` that are functions of the count, with their states."""
+    return getattr(injected, "hyperparams_states", {})
+
+
+def _compare_injected(where: str, settings: Settings, injected: Any) -> None:
+    """Refuse hyper-parameters of `inject_hyperparams` that are not those of the optimizer."""
+    for i in range(len(settings.groups)):
+        hyper = settings.hyper(i)
+        b1, b2 = hyper.get("betas", (None, None))
+        decay = hyper.get("alpha", hyper.get("momentum"))  # of rmsprop, of trace
+        twins = {**hyper, "b1": b1, "b2": b2, "decay": decay, "eps_root": 0.0}  # the last one PyTorch has not
+        for name, x in injected.hyperparams.items():
+            theirs = twins.get(name)
+            if theirs is None:
+                continue
+            ours = np.asarray(x)
+            if name in _schedules(injected):
+                raise TypeError(
+                    f"{where}: {name} of the state follows a schedule of inject_hyperparams, and PyTorch keeps it "
+                    "constant; train with a constant one"
+                )
+            if ours.shape or ours.dtype.type(theirs) != ours:  # the state may hold it in float32
+                raise ValueError(
+                    f"{where}: {name} of group {i} is {ours[()]!s} in the state (inject_hyperparams) and {theirs} "
+                    "in the optimizer; both must be made with the same hyper-parameters"
+                )
 
 
 def chained(state: Any) -> Iterator[Any]:
@@ -84,7 +125,7 @@ def chained(state: Any) -> Iterator[Any]:
         yield state
 
 
-def _arrays(where: str, settings: Settings, optimizer: Optimizer, own: list[Any], scheduled: bool) -> dict[str, Any]:
+def _arrays(where: str, settings: Settings, rates: Sequence[Any], own: list[Any], scheduled: bool) -> dict[str, Any]:
     name = settings.optimizer
     kinds = [type(state) for state in own]
     for i in range(len(settings.groups)):
@@ -100,7 +141,7 @@ def _arrays(where: str, settings: Settings, optimizer: Optimizer, own: list[Any]
         # the count, which optax has not and PyTorch's formula does not use, only says that there is a state
         return {"square_avg": own[0].e_g, "acc_delta": own[0].e_x, "step": _everywhere(settings, np.float32(1))}
     if name == "RMSprop" and kinds and issubclass(kinds[0], _RMS + _COUNTED_RMS):
-        return _rmsprop(where, settings, optimizer, own, scheduled)
+        return _rmsprop(where, settings, rates, own, scheduled)
     for kind in kinds:
         if kind.__name__ in _ELSEWHERE:
             raise TypeError(f"{where}: the state holds {kind.__name__}, {_ELSEWHERE[kind.__name__]}")
@@ -125,7 +166,7 @@ def _refuse_options(where: str, name: str, hyper: Mapping[str, Any], kinds: list
         )
 
 
-def _rmsprop(where: str, settings: Settings, optimizer: Optimizer, own: list[Any], scheduled: bool) -> dict[str, Any]:
+def _rmsprop(where: str, settings: Settings, rates: Sequence[Any], own: list[Any], scheduled: bool) -> dict[str, Any]:
     second, *rest = own
     arrays: dict[str, Any] = {
         "square_avg": second.nu,
@@ -148,11 +189,17 @@ def _rmsprop(where: str, settings: Settings, optimizer: Optimizer, own: list[Any
                 f"{where}: optax.rmsprop's trace is the sum of steps, each taken with its own learning rate; under a "
                 "schedule PyTorch's momentum_buffer cannot be had from it"
             )
-        rate = {i: float(group["lr"]) for i, group in enumerate(optimizer.param_groups)}
+        if any(float(rate) == 0 for rate in rates):
+            raise ValueError(
+                f"{where}: optax.rmsprop's trace comes after the learning rate, PyTorch's momentum_buffer before it; "
+                "at a rate of 0 the one cannot be had from the other: call it at another rate"
+            )
         of = dict(settings.group_of)
         trace = named(rest[0].trace)
         # optax's trace comes after the learning rate and PyTorch's buffer before it
-        arrays["momentum_buffer"] = {leaf: x / -rate[of[leaf]] for leaf, x in trace.items() if of.get(leaf, -1) >= 0}
+        arrays["momentum_buffer"] = {
+            leaf: x / -float(rates[of[leaf]]) for leaf, x in trace.items() if of.get(leaf, -1) >= 0
+        }
     return arrays
 
 

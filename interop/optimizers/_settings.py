@@ -78,6 +78,8 @@ def settings_of(where: str, pair: Any, optimizer: Optimizer) -> Settings:
     """The settings of an optimizer over the parameters of a pair; every optimizer that has no exact twin is refused."""
     rule = rule_of(where, optimizer)
     groups = groups_of(where, pair, optimizer)
+    for i, group in enumerate(optimizer.param_groups):
+        _refuse_narrow(where, type(optimizer), i, group)
     own = dict(pair.net.named_parameters())
     handle = handle_of(where, optimizer)
     terms = {} if handle is None else {p: _terms(parts) for p, (_, parts) in handle._bound.items()}
@@ -217,6 +219,35 @@ def handle_of(where: str, optimizer: Optimizer) -> Handle | None:
     return handle
 
 
+# the others take lr as it is: they multiply by it and do no arithmetic with it
+_COMPUTE_WITH_RATE = (
+    *(torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax),
+    *(torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adagrad),
+)
+
+
+def _refuse_narrow(where: str, cls: type, i: int, group: Mapping[str, Any]) -> None:
+    """Refuse tensors with which PyTorch takes parts of a step in less than the parameters' dtype."""
+    widest = max((p.dtype for p in group["params"]), key=lambda dtype: dtype.itemsize, default=torch.float32)
+    lr = group["lr"]
+    if cls in _COMPUTE_WITH_RATE and isinstance(lr, Tensor) and lr.dtype.itemsize < widest.itemsize:
+        raise ValueError(
+            f"{where}: lr of group {i} is a {lr.dtype} tensor and its parameters are {widest}: PyTorch takes parts of "
+            f"their steps in {lr.dtype}; make it a float first, or a tensor of their dtype: "
+            f'optimizer.param_groups[{i}]["lr"] = float(optimizer.param_groups[{i}]["lr"])'
+        )
+    for beta in group.get("betas", ()):
+        if not isinstance(beta, Tensor):
+            continue
+        # NAdam's float32 product of them is rounded otherwise by tensors
+        if beta.dtype.itemsize < widest.itemsize or (cls is torch.optim.NAdam and widest is torch.float64):
+            raise ValueError(
+                f"{where}: betas of group {i} are {beta.dtype} tensors and its parameters are {widest}: PyTorch rounds "
+                f'parts of their steps otherwise; make them floats first: optimizer.param_groups[{i}]["betas"] = '
+                f'tuple(map(float, optimizer.param_groups[{i}]["betas"]))'
+            )
+
+
 def _hyper(rule: Rule, optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     by_class = {"decoupled_weight_decay": type(optimizer) is torch.optim.AdamW}  # older releases have no such key
     values = {name: _number(group[name] if name in group else by_class[name]) for name in rule.hyper}
@@ -229,7 +260,12 @@ def _number(value: Any) -> Any:
     """Of a tensor its number: constants of a compiled step."""
     if isinstance(value, tuple | list):
         return tuple(_number(v) for v in value)
-    return value if isinstance(value, bool) else float(value)
+    return value if isinstance(value, bool) else number(value)
+
+
+def number(x: Any) -> float:
+    """Of a learning rate or the like; PyTorch warns of `float` of a tensor that requires a gradient."""
+    return float(x.detach() if isinstance(x, Tensor) else x)
 
 
 def filled(p: Tensor, value: float) -> Tensor:

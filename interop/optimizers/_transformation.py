@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
@@ -72,6 +73,7 @@ def torch_optimizer(
             raise TypeError(f"{where}: state must be a TorchOptimizerState, got {type(state).__name__}")
         if params is None:
             raise ValueError(f"{where}: update needs the parameters: call update(updates, state, params)")
+        check_rates(where, state.learning_rate, len(settings.groups))
         leaves = _leaves(where, settings, params)
         grads = _grads(where, leaves, updates)
         old = {what: named(tree) for what, tree in state.state.items()}
@@ -134,6 +136,24 @@ def _first_state(settings: Settings, group: int, p: Array) -> dict[str, Array]:
 def scalar_dtype() -> Any:
     """Of learning rates and of what is computed from a step: float64 in PyTorch, here where JAX has it."""
     return jax.dtypes.canonicalize_dtype(jnp.float64)
+
+
+def check_rates(where: str, rates: Any, groups: int) -> None:
+    """Refuse what is not one number for each group, before anything is computed with it or written."""
+    numbers = (int, float, np.number, np.ndarray, jax.Array)
+    if not isinstance(rates, tuple | list):
+        got = type(rates).__name__
+    elif len(rates) != groups:
+        got = f"{len(rates)}"
+    else:
+        wrong = [x for x in rates if not isinstance(x, numbers) or jnp.shape(x) != ()]
+        if not wrong:
+            return
+        got = f"one of shape {jnp.shape(wrong[0])}" if isinstance(wrong[0], numbers) else f"{wrong[0]!r}"
+    raise ValueError(
+        f"{where}: learning_rate in the state must be a tuple of {groups} numbers, one for each parameter group, got "
+        f"{got}; write state._replace(learning_rate=({'0.1, ' * groups}))"
+    )
 
 
 def rebuild(like: Tree, by_name: Mapping[str, Any]) -> Tree:

@@ -8,12 +8,15 @@ not drift as a recursion would.
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from torch.optim import Optimizer, lr_scheduler
+
+from ._settings import number
 
 Form = Callable[[Array], Array]  # the scheduler's own step, int32 -> a rate, or a factor of one
 Rates = Callable[[Array], tuple[Array, ...]]
@@ -133,6 +136,7 @@ def _users(where: str, schedule: Callable[[Array], Any], groups: int, steps_per_
 def _rate(where: str, scheduler: Any, group: int, now: float | None) -> Form:
     """The rate of one group at every step of a scheduler: from its present rate on, or from its own beginning."""
     kind = type(scheduler)
+    _check_whole(where, scheduler)
     if kind in _FACTORS:
         form = _factor(where, scheduler)
         if now is not None:
@@ -144,6 +148,7 @@ def _rate(where: str, scheduler: Any, group: int, now: float | None) -> Form:
         for child in children:
             if type(child) not in _FACTORS:
                 _refuse(where, child, "inside a ChainedScheduler, where it is no factor of the rate")
+            _check_whole(where, child)
         if now is None:
             _refuse(where, scheduler, "inside a SequentialLR, which fails or skips a step in PyTorch")
         return _anchored(now, [(_factor(where, child), child.last_epoch) for child in children])
@@ -187,7 +192,7 @@ def _anchored(now: Any, forms: Sequence[tuple[Form, int]]) -> Form:
 
 def _sequential(where: str, scheduler: Any, group: int, now: float | None) -> Form:
     """The parts from the present one on; each counts from its own milestone."""
-    milestones, parts, here = scheduler._milestones, scheduler._schedulers, scheduler.last_epoch
+    milestones, parts, here = list(map(int, scheduler._milestones)), scheduler._schedulers, scheduler.last_epoch
     for i, part in enumerate(parts):
         if i > 0 and type(part) in (lr_scheduler.SequentialLR, lr_scheduler.ChainedScheduler):
             _refuse(where, part, "as a later part of a SequentialLR, which fails in PyTorch at the milestone")
@@ -211,9 +216,11 @@ def _sequential(where: str, scheduler: Any, group: int, now: float | None) -> Fo
 def _cosine(scheduler: Any, group: int) -> Form:
     """It goes down for T_max steps and up again for as many; optax's stays down."""
     base, low, period = _number(scheduler.base_lrs[group]), scheduler.eta_min, scheduler.T_max
+    turn = 2 * int(period) if float(period).is_integer() else 2 * period
 
     def rate(k: Array) -> Array:
-        return low + (base - low) * (1 + jnp.cos(math.pi * _real(k % (2 * period)) / period)) / 2
+        within = _real(k % turn) if isinstance(turn, int) else _real(k) % turn
+        return low + (base - low) * (1 + jnp.cos(math.pi * within / period)) / 2
 
     return rate
 
@@ -246,7 +253,7 @@ def _warm_restarts(where: str, scheduler: Any, group: int) -> Form:
 
 
 def _constant(s: Any) -> Form:
-    return lambda k: jnp.where(k < s.total_iters, jnp.asarray(s.factor, _dtype()), jnp.asarray(1.0, _dtype()))
+    return lambda k: jnp.where(k < int(s.total_iters), jnp.asarray(s.factor, _dtype()), jnp.asarray(1.0, _dtype()))
 
 
 # In both the end is reached exactly: compiled, a quotient by a constant may be a product with its reciprocal, and with
@@ -254,15 +261,18 @@ def _constant(s: Any) -> Form:
 
 
 def _linear(s: Any) -> Form:
+    total = int(s.total_iters)
+
     def factor(k: Array) -> Array:
-        done = _real(jnp.minimum(k, s.total_iters))
-        return (s.start_factor * (s.total_iters - done) + s.end_factor * done) / s.total_iters
+        done = _real(jnp.minimum(k, total))
+        return (s.start_factor * (total - done) + s.end_factor * done) / total
 
     return factor
 
 
 def _polynomial(s: Any) -> Form:
-    return lambda k: (_real(s.total_iters - jnp.minimum(k, s.total_iters)) / s.total_iters) ** s.power
+    total = int(s.total_iters)
+    return lambda k: (_real(total - jnp.minimum(k, total)) / total) ** s.power
 
 
 def _exponential(s: Any) -> Form:
@@ -270,7 +280,7 @@ def _exponential(s: Any) -> Form:
 
 
 def _step(s: Any) -> Form:
-    return lambda k: _power(s.gamma, _real(k // s.step_size))
+    return lambda k: _power(s.gamma, _real(k // int(s.step_size)))
 
 
 def _multi_step(s: Any) -> Form:
@@ -314,6 +324,19 @@ def _factor(where: str, scheduler: Any) -> Form:
     return _FACTORS[type(scheduler)](scheduler)
 
 
+def _check_whole(where: str, scheduler: Any) -> None:
+    """Refuse fractions of what PyTorch compares with its count of steps: there it does not follow its closed form."""
+    given = [(name, getattr(scheduler, name, 0)) for name in ("total_iters", "step_size", "last_epoch")]
+    milestones = getattr(scheduler, "milestones", getattr(scheduler, "_milestones", ()))
+    for name, value in [*given, *(("milestones", milestone) for milestone in milestones)]:
+        if not isinstance(value, Real) or not float(value).is_integer():
+            what = "stands at last_epoch" if name == "last_epoch" else f"has {name}"
+            remedy = "step it without an argument" if name == "last_epoch" else "make it with a whole number"
+            _refuse(where, scheduler, f"which {what}={value}, no whole number, where PyTorch counts steps; {remedy}")
+    if getattr(scheduler, "step_size", 1) < 1:
+        _refuse(where, scheduler, f"with step_size={scheduler.step_size}; make it with one of 1 or more")
+
+
 def _refuse(where: str, scheduler: Any, why: str) -> Any:
     raise TypeError(f"{where}: the scheduler is a {type(scheduler).__name__}, {why}")
 
@@ -332,4 +355,4 @@ def _dtype() -> Any:
 
 
 def _number(lr: Any) -> float:
-    return float(lr)
+    return number(lr)

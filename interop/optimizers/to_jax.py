@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..arrays import to_jax
-from ._settings import Settings, crossing, filled, groups_of, handle_of, named, settings_of
+from ._settings import Settings, crossing, filled, groups_of, handle_of, named, number, settings_of
 from ._transformation import TorchOptimizerState, rebuild, refuse_wide, scalar_dtype, torch_optimizer
 from .schedules import constant_rates, rates_of
 
@@ -38,7 +38,7 @@ def optimizer_to_jax(
         if settings.optimizer != "SGD":
             _refuse_split(pair, [name for name, _ in handle._bound.values()])
         penalty = pair.penalty_to_jax(handle.penalty)
-    first = tuple(jnp.asarray(float(group["lr"]), scalar_dtype()) for group in optimizer.param_groups)
+    first = tuple(jnp.asarray(number(group["lr"]), scalar_dtype()) for group in optimizer.param_groups)
     if scheduler is None:
         rates: Any = constant_rates(_WHERE, optimizer)
     else:

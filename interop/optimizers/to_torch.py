@@ -17,8 +17,8 @@ from funcreg._selectors import leaf_name
 
 from .._refusals import TO_TORCH
 from ._optax_states import REMEMBER_NOTHING, chained, from_optax
-from ._settings import NO_GROUP, Settings, Terms, crossing, filled, groups_of, handle_of, named, settings_of
-from ._transformation import TorchOptimizerState, rebuild
+from ._settings import NO_GROUP, Settings, Terms, crossing, filled, groups_of, handle_of, named, number, settings_of
+from ._transformation import TorchOptimizerState, check_rates, rebuild
 
 _WHERE = "optimizer_to_torch"
 
@@ -39,10 +39,7 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
             )
         _compare(ours.settings, settings)
         arrays, rates = ours.state, ours.learning_rate
-        if len(rates) != len(settings.groups):
-            raise ValueError(
-                f"{_WHERE}: the state has {len(rates)} learning rates, the optimizer {len(settings.groups)} groups"
-            )
+        check_rates(_WHERE, rates, len(settings.groups))
     else:
         arrays, rates = from_optax(_WHERE, pure, optimizer, settings)
     groups = groups_of(_WHERE, pair, optimizer)
@@ -63,7 +60,7 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
         if state:
             optimizer.state[own[name]] = state
     for group, rate in zip(optimizer.param_groups, rates or (), strict=False):
-        _set_rate(group, np.asarray(rate))
+        _set_rate(optimizer, group, np.asarray(rate))
 
 
 def _refuse_holders(opt_state: Any) -> None:
@@ -169,7 +166,7 @@ def _moments(
     for what in settings.names():
         holders = [leaf for leaf, group in settings.group_of if what in settings.moments(group)]
         if holders:
-            given = _given(arrays, what)
+            given = named(arrays.get(what, {}))
             values = dict(blank)
             for leaf in holders:
                 values[leaf] = _present(given, what, leaf)
@@ -188,12 +185,12 @@ def _scalars(
 ) -> dict[str, dict[str, Any]]:
     """The 0-d arrays, by the names of the parameters and their own; those of all leaves of a parameter must agree."""
     result: dict[str, dict[str, Any]] = {name: {} for name in groups}
+    given = {what: named(arrays.get(what, {})) for what in settings.names()}
     for link in pair.links:
         leaves = [leaf_name(leaf.split(".")) for leaf in link.jax]
         for name in link.torch:
             for what in settings.scalars(groups.get(name, NO_GROUP)):
-                given = _given(arrays, what)
-                values = [np.asarray(_present(given, what, leaf)) for leaf in leaves]
+                values = [np.asarray(_present(given[what], what, leaf)) for leaf in leaves]
                 if any(x != values[0] for x in values):
                     each = ", ".join(f"{leaf}: {x}" for leaf, x in zip(leaves, values, strict=True))
                     raise ValueError(
@@ -202,10 +199,6 @@ def _scalars(
                     )
                 result[name][what] = values[0][()]
     return result
-
-
-def _given(arrays: Mapping[str, Any], what: str) -> dict[str, Any]:
-    return named(arrays.get(what, {}))
 
 
 def _present(given: Mapping[str, Any], what: str, leaf: str) -> Any:
@@ -246,12 +239,15 @@ def _scalar_dtype(what: str, x: Any, options: Mapping[str, Any]) -> torch.dtype:
     return torch.float64 if torch.get_default_dtype() == torch.float64 and not options.get("fused") else torch.float32
 
 
-def _set_rate(group: dict[str, Any], rate: np.ndarray) -> None:
+def _set_rate(optimizer: Optimizer, group: dict[str, Any], rate: np.ndarray) -> None:
     """The rate of a group; a float64 one that the state only has in float32 stays as precise as it is."""
     old = group["lr"]
-    if rate.dtype.type(float(old)) == rate:
+    if rate.dtype.type(number(old)) == rate:
         return
-    if isinstance(old, Tensor):
-        old.fill_(float(rate))
+    if isinstance(old, Tensor) and sum(other["lr"] is old for other in optimizer.param_groups) == 1:
+        with torch.no_grad():
+            old.fill_(float(rate))
+    elif isinstance(old, Tensor):  # the default of groups that have none of their own
+        group["lr"] = torch.full_like(old, float(rate), requires_grad=old.requires_grad)
     else:
         group["lr"] = float(rate)
