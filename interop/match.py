@@ -361,7 +361,7 @@ class _Match:
         found: dict[tuple[str, str], list[str]] = {}
         for row in rows:
             ours = str(form_of(self.state[row.link.torch[0]]).dtype)
-            theirs = str(self.side.leaves[row.link.jax[0]].value.dtype)
+            theirs = str(form_of(self.side.leaves[row.link.jax[0]].value).dtype)
             if ours != theirs:
                 found.setdefault((ours, theirs), []).append(row.link.torch[0])
         for (ours, theirs), names in found.items():

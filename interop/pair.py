@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,6 +105,18 @@ class Pair:
 
     __repr__ = __str__
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a Pair cannot be pickled: its links and its flax structure are functions; save the values "
+            "(interop.save(path, net.state_dict())) and call interop.match(net, flax) again where they are needed"
+        )
+
+    def __copy__(self) -> Pair:
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pair:
+        return Pair(**{one.name: deepcopy(getattr(self, one.name), memo) for one in fields(self)})
+
     # --- values ---
 
     @outside_compilation
@@ -170,7 +183,7 @@ class Pair:
         for link in self.links:
             for name in link.jax:
                 for ours in link.torch:
-                    have, wanted = values[name].dtype, now[ours]
+                    have, wanted = form_of(values[name]).dtype, now[ours]
                     widened = have == self.flax.forms[name].dtype and np.can_cast(have, wanted, "safe")
                     if have != wanted and not (widened and _category(have) == _category(wanted)):
                         raise ValueError(
@@ -279,6 +292,7 @@ class Pair:
 
     # --- penalties ---
 
+    @outside_compilation
     def penalty_to_jax(self, penalty: funcreg.torch.Penalty) -> funcreg.jax.Penalty:
         """The penalty of the JAX wing that is to the flax parameters what this one is to PyTorch's.
 
@@ -295,12 +309,14 @@ class Pair:
         Raises:
             ValueError: a custom penalty; a selected parameter without a twin, or tied with two; a part of parameters
                 that are one leaf there, or whose sum is; groups that no axes make there.
-            TypeError: not a penalty of that wing; strengths or anchors that are traced.
+            TypeError: not a penalty of that wing; strengths or anchors that are traced; a selector function that reads
+                more of a leaf than its name, shape and dtype.
         """
         from .penalties import penalty_to_jax
 
         return penalty_to_jax(self, penalty)
 
+    @outside_compilation
     def penalty_to_torch(self, penalty: funcreg.jax.Penalty) -> funcreg.torch.Penalty:
         """The way back of `penalty_to_jax`, with the same conditions."""
         from .penalties import penalty_to_torch
@@ -309,6 +325,7 @@ class Pair:
 
     # --- optimizers ---
 
+    @outside_compilation
     def optimizer_to_jax(
         self, optimizer: Optimizer, scheduler: Any = None, steps_per_epoch: int = 1
     ) -> tuple[optax.GradientTransformation, TorchOptimizerState]:
@@ -371,6 +388,7 @@ class Pair:
 
         return optimizer_to_jax(self, optimizer, scheduler, steps_per_epoch)
 
+    @outside_compilation
     def optimizer_to_torch(self, opt_state: Any, optimizer: Optimizer) -> None:
         """Write the state that a JAX run has reached into an optimizer of torch.optim, which goes on from there.
 
@@ -417,6 +435,7 @@ class Pair:
 
         optimizer_to_torch(self, opt_state, optimizer)
 
+    @outside_compilation
     def opt_state_to_jax(self, state: Any) -> Any:
         """A state of the functional optimizers of `funcreg.torch` as that of `funcreg.jax` and optax, in the same run.
 
@@ -438,6 +457,7 @@ class Pair:
 
         return opt_state_to_jax(self, state)
 
+    @outside_compilation
     def opt_state_to_torch(self, state: Any) -> Any:
         """The way back of `opt_state_to_jax`; trees like the parameters become dicts by PyTorch's names.
 
@@ -620,6 +640,9 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def form_of(x: Any) -> Form:
-    """Shape and NumPy dtype of an array of either side."""
-    dtype = TO_NUMPY.get(x.dtype, np.dtype(object)) if isinstance(x, torch.Tensor) else np.dtype(x.dtype)
+    """Shape and NumPy dtype of an array of either side, in native byte order."""
+    if isinstance(x, torch.Tensor):
+        dtype = TO_NUMPY.get(x.dtype, np.dtype(object))
+    else:
+        dtype = np.dtype(x.dtype).newbyteorder("=")
     return Form(tuple(x.shape), dtype)

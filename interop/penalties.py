@@ -26,7 +26,7 @@ from funcreg._penalty import Part, Penalty, Rule
 from funcreg._selectors import Selector
 
 from . import arrays
-from ._refusals import checked
+from ._refusals import TO_TORCH, checked
 from .links import Arrays, Link
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ class _Side:
         fr: the wing.
         forms: the shape of each of its parameters, by name.
         take: a tree of the other wing's arrays as one of this wing's.
-        shaped: what a selector may look at: an array without values.
+        shaped: what a selector may look at: arrays without values.
     """
 
     fr: ModuleType
     forms: Mapping[str, tuple[int, ...]]
     take: Callable[[Any], Any]
-    shaped: Callable[[tuple[int, ...]], Any]
+    shaped: Mapping[str, Any]
 
     def rule(self, name: str) -> Rule | None:
         return _EXAMPLES[name](self.fr).parts[0].rule if name in _EXAMPLES else None
@@ -99,10 +99,13 @@ def _links(pair: "Pair") -> list[Link]:
 
 def _sides(pair: "Pair") -> tuple[_Side, _Side]:
     ours = {name: pair.torch.forms[name].shape for name in pair.parameters}
-    theirs = {name: form.shape for name, form in pair.flax.forms.items() if name in pair.flax.trained}
+    theirs = {name: form for name, form in pair.flax.forms.items() if name in pair.flax.trained}
+    now = pair._dtypes()
+    tensors = {name: torch.empty(x, dtype=TO_TORCH[now[name]], device="meta") for name, x in ours.items()}
+    structs = {name: jax.ShapeDtypeStruct(*form) for name, form in theirs.items()}
     return (
-        _Side(funcreg.torch, ours, arrays.to_torch, lambda shape: torch.empty(shape, device="meta")),
-        _Side(funcreg.jax, theirs, arrays.to_jax, lambda shape: jax.ShapeDtypeStruct(shape, np.float32)),
+        _Side(funcreg.torch, ours, arrays.to_torch, tensors),
+        _Side(funcreg.jax, {name: form.shape for name, form in theirs.items()}, arrays.to_jax, structs),
     )
 
 
@@ -157,14 +160,31 @@ class _Crossing:
     @staticmethod
     def _flat(side: _Side) -> tuple[list[str], list[Any]]:
         """The names of a side's parameters, and what selectors see of them."""
-        return list(side.forms), [side.shaped(shape) for shape in side.forms.values()]
+        return list(side.forms), [side.shaped[name] for name in side.forms]
 
     def _selected(self, part: Part) -> list[str]:
         names, leaves = self._flat(self.ours)
         flags = [True] * len(names)
         for selector in part.selectors:
+            if selector.function is not None:
+                selector = replace(selector, function=self._without_values(selector.function))
             flags = [a and b for a, b in zip(flags, selector.select(names, leaves, self.where), strict=True)]
         return [name for name, flag in zip(names, flags, strict=True) if flag]
+
+    def _without_values(self, function: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+        """The selector function; where it looks at more than there is, an error that says so."""
+
+        def select(name: str, leaf: Any) -> Any:
+            try:
+                return function(name, leaf)
+            except Exception as error:
+                raise TypeError(
+                    f"{self.where}: the selector function {getattr(function, '__name__', function)!r} failed for "
+                    f"{name!r}: {error}; when a penalty crosses, a selector sees names, shapes and dtypes but no "
+                    "values; select by these, or by a list of names"
+                ) from error
+
+        return select
 
     def _ways(self, part: Part, names: Sequence[str]) -> list[_Way]:
         """The links of the selected leaves, which must be selected whole and have twins of their own."""

@@ -1,7 +1,9 @@
 """`interop.match`: the right twins or a refusal, both ways bit for bit, flattens, ties, and everything by name."""
 
+import copy
 import doctest
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import funcreg
+import funcreg.torch as fr
 from funcreg import interop
 
 ROOT = Path(funcreg.__file__).parent.parent
@@ -1379,3 +1382,47 @@ def test_options_are_dicts(options):
     (name,) = options
     with pytest.raises(TypeError, match=f"match: {name} must be a dict by names of the PyTorch side, got "):
         interop.match(net_of(fc=nn.Linear(3, 4)), {"fc": dense(3, 4)}, **options)
+
+
+def test_leaves_of_either_byte_order_cross():
+    net = nn.Linear(3, 2)
+    values = interop.match(net, dense(3, 2)).to_jax(net)
+    swapped = {name: np.asarray(x).astype(x.dtype.newbyteorder(">")) for name, x in values.items()}
+    for pair in (interop.match(net, dense(3, 2)), interop.match(net, swapped)):
+        state = pair.to_torch(swapped)
+        assert all(torch.equal(state[name], x) for name, x in net.state_dict().items())
+        assert all(np.array_equal(x, values[name]) for name, x in pair.to_jax(net).items())
+        assert not pair.notes
+
+
+def test_a_pair_is_copied_but_not_pickled():
+    net = nn.Linear(3, 2)
+    pair = interop.match(net, dense(3, 2))
+    with pytest.raises(TypeError, match=r"a Pair cannot be pickled: .* call interop.match\(net, flax\) again"):
+        pickle.dumps(pair)
+    assert copy.copy(pair).net is net
+    other = copy.deepcopy(pair)
+    with torch.no_grad():
+        net.weight.fill_(7)
+    assert not torch.equal(other.net.weight, net.weight)
+    assert np.array_equal(other.to_jax(other.net)["kernel"], other.net.weight.detach().numpy().T)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda pair, optimizer: pair.penalty_to_jax(fr.l1(0.1)),
+        lambda pair, optimizer: pair.optimizer_to_jax(optimizer),
+        lambda pair, optimizer: pair.opt_state_to_jax(()),
+    ],
+)
+def test_compiled_code_of_penalties_and_optimizers_is_left_or_refused(call):
+    net = nn.Linear(3, 3)
+    pair = interop.match(net, dense(3, 3))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    function = lambda x: (call(pair, optimizer), x + 1)[1]  # noqa: E731
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(function, backend="eager")(torch.zeros(1)), torch.ones(1))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="_to_jax: called inside torch.compile"):
+        torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1))

@@ -1569,6 +1569,7 @@ def test_an_injected_schedule_is_no_rate_of_the_next_update():
     """As with `optax.adam(schedule)`: the rate is that of the optimizer, whose own scheduler stands there."""
     net, pair, state = injected(optax.adam, learning_rate=lambda count: 0.5 / (count + 1))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.25)
+    torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     pair.optimizer_to_torch(state, optimizer)
     assert optimizer.param_groups[0]["lr"] == 0.25
     net, pair, state = injected(optax.rmsprop, **{**RMSPROP, "learning_rate": lambda count: 0.01})

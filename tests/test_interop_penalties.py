@@ -294,3 +294,19 @@ def test_what_cannot_cross_is_refused_by_name():
     with pytest.raises(TypeError, match="penalty must be one of funcreg.jax, got funcreg.torch"):
         mlp.penalty_to_torch(frt.l1(0.1))
     assert len(lstm.penalty_to_jax(frt.l1(0.1).on("!*bias_[ih]h_l0")).parts) == 1
+
+
+def test_a_selector_that_reads_values_is_refused_and_one_of_dtypes_sees_them():
+    net, pair = pair_of("hidden")
+    reads = lambda name, leaf: bool(leaf.sum() > 0)  # noqa: E731
+    why = (
+        "the selector function '<lambda>' failed for .*hidden.*; when a penalty crosses, a selector sees names, shapes"
+    )
+    with pytest.raises(TypeError, match=f"pair.penalty_to_jax: {why}"):
+        pair.penalty_to_jax(frt.l1(0.1).on(reads))
+    with pytest.raises(TypeError, match=f"pair.penalty_to_torch: {why}"):
+        pair.penalty_to_torch(frj.l1(0.1).on(reads))
+    wide = pair.penalty_to_jax(frt.l1(0.1).on(lambda name, leaf: leaf.dtype == torch.float64))
+    assert str(wide) == "l1(0.1) on ['hidden.kernel', 'hidden.bias']"
+    wide = pair.penalty_to_torch(frj.l1(0.1).on(lambda name, leaf: leaf.dtype == np.float64))
+    assert str(wide) == "l1(0.1) on ['hidden.weight', 'hidden.bias']"
