@@ -3,10 +3,15 @@
 The rows of the dense kernel count in another order: PyTorch's row `c * HW + hw` is flax's row `hw * C + c`. Only the
 number of channels `C` is needed. No array shows the flatten: the order of definition does, and what it leaves open is
 refused. So is the way back, from a dense layer to the image that a convolution reads, unless it is given.
+
+NOTE [gates]: a dense layer between the last convolution and the flatten may read the pooled image and scale its
+channels (squeeze-excite). So an image stays there to be flattened until a layer has read it so. A layer behind a dense
+one is beside that flatten only if its features are not those of other layers.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,11 +41,15 @@ class Channels(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """The output of a convolution that no later one has read."""
+    """The output of a convolution that no later one has read, and that was not flattened yet.
+
+    `behind`: whether a dense layer came after it, see NOTE [gates].
+    """
 
     name: str
     channels: int
     axes: int
+    behind: bool = False
 
 
 class _Unclear(ValueError):
@@ -63,9 +72,9 @@ def channels(layers: Sequence[Torch], given: Mapping[str, Given]) -> dict[str, C
     found: dict[str, Channels] = {}
     problems: list[str] = []
     last = max((n for n, x in enumerate(layers) if _axes(x.module)), default=-1)
-    seen = _Seen()
-    for n, layer in enumerate(layers):
-        module: Any = getattr(layer.module, "module", layer.module)  # of a cell
+    modules: list[Any] = [getattr(x.module, "module", x.module) for x in layers]  # of a cell
+    seen = _Seen(frozenset(size for module in modules for size in _made(module)))
+    for n, (layer, module) in enumerate(zip(layers, modules, strict=True)):
         glob = next((glob for glob in options if matches(glob, layer.name)), None)
         try:
             if _axes(module):
@@ -85,6 +94,7 @@ def channels(layers: Sequence[Torch], given: Mapping[str, Given]) -> dict[str, C
         except _Unclear as error:
             problems.append(str(error))
             seen.dense(layer, module, _features(module) or 0, None, open_ended=glob is None)
+        seen.earlier += _made(module)
     problems += [
         f"flatten: {glob!r} is no layer that reads or writes something flattened"
         for glob in options
@@ -100,13 +110,19 @@ class _Seen:
     """What came before, while the layers are walked through.
 
     Attributes:
-        images: outputs of convolutions since the last dense layer.
+        made: the features that dense, recurrent and embedding layers of the whole model give.
+        earlier: those of the layers before.
+        images: outputs of convolutions that may still be flattened.
+        tokens: whether a norm or an attention over the channels has shown that they are the last axis.
         flattened: size -> channels of what was flattened since the last convolution: a second head may read it again.
         out: the features of the last dense layer.
         pending: dense layers and norms that may write what a convolution reads as an image, with their features.
     """
 
+    made: frozenset[int]
+    earlier: list[int] = field(default_factory=list)
     images: list[_Images] = field(default_factory=list)
+    tokens: bool = False
     flattened: dict[int, int] = field(default_factory=dict)
     out: int | None = None
     pending: list[tuple[Torch, int]] = field(default_factory=list)
@@ -116,7 +132,7 @@ class _Seen:
         pending, self.pending = self.pending, []
         self.images = [image for image in self.images if image.channels != module.in_channels]
         self.images.append(_Images(layer.name, module.out_channels, _axes(module)))
-        self.flattened = {}
+        self.flattened, self.tokens = {}, False
         count, asked = module.in_channels, []
         for dense, size in pending:
             above = dense.path[:-1]
@@ -139,13 +155,24 @@ class _Seen:
     def dense(self, layer: Torch, module: Any, size: int, rows: int | None, open_ended: bool) -> None:
         if rows is not None:
             self.flattened[size] = rows
+            self.images = []
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention)):
+            self.tokens |= any(image.channels == size for image in self.images)
         if isinstance(module, _NORMS):
             if open_ended and self.pending and self.pending[-1][1] == size:
                 self.pending.append((layer, size))
             return
-        self.images = []
+        self.images = [image._replace(behind=True) for image in self.images]
         self.out = getattr(module, "out_features", None)
         self.pending = [(layer, self.out)] if open_ended and isinstance(module, nn.Linear) and self.out else []
+
+    def made_elsewhere(self, size: int) -> bool:
+        """Whether features are what other layers give: as they are, in equal parts, or two or three concatenated."""
+        parts = any(made % size == 0 and made // size in (2, 3, 4, 6) for made in self.earlier)
+        known = sorted([*self.earlier, *(image.channels for image in self.images)])
+        some = {n: min(known.count(n), 3) for n in known}  # three of one size are enough for a sum of three
+        known = [n for n, times in some.items() for _ in range(times)]
+        return size in self.made or parts or any(size in map(sum, combinations(known, n)) for n in (2, 3))
 
     def rows(self, layer: Torch, module: Any, size: int, closed: bool) -> int | None:
         """The channels of what a layer reads, or None if it is not flattened.
@@ -157,21 +184,21 @@ class _Seen:
             closed: whether no convolution follows in the whole model.
         """
         name = layer.name
-        if not self.images:
-            if size not in self.flattened:
-                return None
+        fresh = [image for image in self.images if not image.behind]
+        if not fresh and size in self.flattened:
             if size == self.out:
                 raise _Unclear(
                     f"{name} reads {size} features: those of the dense layer before it, or those that were flattened "
                     f"before; {_remedy(name, self.flattened[size])}"
                 )
             return self.flattened[size]
-        last, count, axes = self.images[-1]
-        if {image.channels for image in self.images} == {size}:
+        images = fresh or self._behind(size)
+        if not images or {image.channels for image in images} in ({size}, {1}):  # pooled, or of one channel
             return None
+        last, count, axes, behind = images[-1]
         perhaps = f"{name} reads {size} features, perhaps the {count} channels of {last} flattened"
-        if len(self.images) > 1:
-            several = " and ".join(f"{image.name} ({image.channels})" for image in self.images)
+        if len(images) > 1:
+            several = " and ".join(f"{image.name} ({image.channels})" for image in images)
             raise _Unclear(
                 f"{name} reads {size} features of one of several convolutions, {several}; {_remedy(name, count)}"
             )
@@ -185,11 +212,41 @@ class _Seen:
         if not isinstance(module, (nn.Linear, *_NORMS)):
             kind = type(module).__name__
             raise _Unclear(f"{perhaps}, which has no twin for a {kind}; {_remedy(name, None)}")
-        root = round((size // count) ** (1 / axes))
-        if root**axes != size // count:
+        if not _is_image(size, images[-1]):
             what = "square" if axes == 2 else "cube"
             raise _Unclear(f"{perhaps}, but {size // count} places are no {what}; {_remedy(name, count)}")
+        if behind and (self.tokens or self.made_elsewhere(size) or not self._gates(count)):
+            raise _Unclear(f"{perhaps}, but a dense layer lies between them; {_remedy(name, count)}")
         return count
+
+    def _behind(self, size: int) -> list[_Images]:
+        """The images that a layer behind a dense one may read flattened."""
+        if size == self.out or any(image.channels == size for image in self.images):
+            return []
+        images = [
+            image
+            for image in self.images
+            if image.channels > 1 and (size % image.channels == 0 or size >= image.channels * 2**image.axes)
+        ]
+        gated = any(self._gates(image.channels) and _is_image(size, image) for image in images)
+        return [] if self.made_elsewhere(size) and (self.tokens or not gated) else images
+
+    def _gates(self, count: int) -> bool:
+        """Whether the last dense layer gives a scale, or a scale and a shift, for each channel."""
+        return self.out in (count, 2 * count)
+
+
+def _made(module: Any) -> list[int]:
+    """The features that a layer without images may give."""
+    names = () if _axes(module) else ("out_features", "hidden_size", "embed_dim", "embedding_dim")
+    sizes = [size for name in names if isinstance(size := getattr(module, name, None), int)]
+    return sizes + [2 * size for size in sizes if getattr(module, "bidirectional", False)]
+
+
+def _is_image(size: int, image: _Images) -> bool:
+    """Whether features are those of a square or a cube of more than one place."""
+    places, rest = divmod(size, image.channels)
+    return rest == 0 and places > 1 and round(places ** (1 / image.axes)) ** image.axes == places
 
 
 def _axes(module: Any) -> int:

@@ -744,6 +744,27 @@ REFUSED = {
         {"fc": dense(5, 8), "a": {"kernel": shaped(1, 4, 3), "bias": shaped(3)}}, {},
         ("fc gives 8 features, perhaps an image of the 4 channels that a reads",),
     ),
+    "a flatten behind a dense layer that may be none": (
+        net_of(a=nn.Conv2d(3, 8, 3), side=nn.Linear(8, 5), fc=nn.Linear(288, 2)),
+        {"a": conv(3, 3, 8), "side": dense(8, 5), "fc": dense(288, 2)}, {},
+        ("fc reads 288 features, perhaps the 8 channels of a flattened, but a dense layer lies between",
+         "flatten={'fc': 8}"),
+    ),
+    "a flatten or the features of another layer": (
+        net_of(a=nn.Conv2d(3, 8, 3), up=nn.Linear(8, 32), down=nn.Linear(32, 8), fc=nn.Linear(32, 2)),
+        {"a": conv(3, 3, 8), "up": dense(8, 32), "down": dense(32, 8), "fc": dense(32, 2)}, {},
+        ("fc reads 32 features, perhaps the 8 channels of a flattened", "flatten={'fc': 8}", "{'fc': None}"),
+    ),
+    "a flatten and more behind a gate": (
+        net_of(a=nn.Conv2d(3, 8, 3), gate=nn.Linear(8, 8), fc=nn.Linear(291, 2)),
+        {"a": conv(3, 3, 8), "gate": dense(8, 8), "fc": dense(291, 2)}, {},
+        ("fc reads 291 features, no multiple of the 8 channels of a",),
+    ),
+    "a gate between two convolutions": (
+        net_of(a=nn.Conv2d(3, 8, 3), gate=nn.Linear(8, 8), fc=nn.Linear(32, 2), b=nn.Conv2d(8, 4, 3)),
+        {"a": conv(3, 3, 8), "gate": dense(8, 8), "fc": dense(32, 2), "b": conv(3, 8, 4)}, {},
+        ("fc reads 32 features, perhaps the 8 channels of a flattened, but convolutions follow it",),
+    ),
     "flatten: no multiple": (
         net_of(a=nn.Conv2d(3, 8, 3), fc=nn.Linear(16, 8)), {"a": conv(3, 3, 8), "fc": dense(16, 8)},
         {"flatten": {"fc": 5}}, ("fc has 16 features there, no multiple of 5 channels",),
@@ -820,6 +841,71 @@ def test_rows_and_columns_beside_a_flatten(x64):
     with pytest.raises(ValueError) as error:  # convolutions follow the dense layers: all of them are asked about
         interop.match(net, variables)
     assert all(f"{name} " in str(error.value) for name in options)
+
+
+class Gate(nn.Module):
+    """Squeeze-excite: dense layers that read the pooled image and scale its channels."""
+
+    def __init__(self, count, hidden):
+        super().__init__()
+        self.down, self.up = nn.Linear(count, hidden), nn.Linear(hidden, count)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.up(torch.tanh(self.down(x.mean((2, 3))))))[:, :, None, None]
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.gate1, self.conv2, self.gate2 = nn.Conv2d(3, 4, 3), Gate(4, 2), nn.Conv2d(4, 8, 3), Gate(8, 3)
+        self.norm, self.fc, self.value = nn.LayerNorm(32), nn.Linear(32, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = self.gate2(torch.tanh(self.conv2(self.gate1(torch.tanh(self.conv1(x))))))
+        return self.value(torch.tanh(self.fc(self.norm(x.flatten(1)))))
+
+
+class LinenGated(fnn.Module):
+    @fnn.compact
+    def __call__(self, x):
+        for count, hidden in ((4, 2), (8, 3)):
+            x = jnp.tanh(fnn.Conv(count, (3, 3), padding="VALID")(x))
+            scale = fnn.Dense(count)(jnp.tanh(fnn.Dense(hidden)(x.mean((1, 2)))))
+            x = x * jax.nn.sigmoid(scale)[:, None, None]
+        x = fnn.LayerNorm(epsilon=1e-5, use_fast_variance=False)(x.reshape(x.shape[0], -1))
+        return fnn.Dense(2)(jnp.tanh(fnn.Dense(16)(x)))
+
+
+@pytest.mark.relaxed_promotion
+def test_a_flatten_behind_gates(x64):
+    net = random_net(Gated)
+    images = IMAGES[:, :, :6, :6]
+    x = jnp.asarray(images.transpose(0, 2, 3, 1), jnp.float32)
+    pair = interop.match(net, in_order_of_calls(LinenGated(), x))
+    assert "transposed, rows permuted (8 channels x 4)" in str(pair)
+    with x64():
+        got = LinenGated().apply(pair.to_jax(net), jnp.asarray(images.transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(np.asarray(got), net(torch.tensor(images)).detach().numpy(), rtol=1e-12, atol=1e-12)
+
+
+NOT_FLATTENED = {
+    "dense layers of other inputs, joined": [("a", nn.Linear(8, 64)), ("b", nn.Linear(10, 16)), ("c", nn.Linear(80, 2))],
+    "a table beside pooled channels": [("a", nn.Linear(8, 64)), ("b", nn.Embedding(9, 48)), ("c", nn.Linear(48, 2))],
+    "an attention's parts": [("qkv", nn.Linear(8, 96)), ("out", nn.Linear(32, 8)), ("fc", nn.Linear(8, 2))],
+    "heads of one width": [("a", nn.Linear(8, 32)), ("b", nn.Linear(32, 4)), ("c", nn.Linear(32, 4))],
+    "tokens that are merged": [
+        ("norm", nn.LayerNorm(8)), ("up", nn.Linear(8, 32)), ("down", nn.Linear(32, 8)), ("merge", nn.Linear(32, 16)),
+    ],
+    "a gate alone": [("a", nn.Linear(8, 2)), ("b", nn.Linear(2, 8)), ("c", nn.Linear(8, 5))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_FLATTENED)
+def test_features_of_other_layers_are_no_flatten(name):
+    net = net_of(conv=nn.Conv2d(3, 8, 3), **dict(NOT_FLATTENED[name]))
+    flax = {name: interop.rules.leaves_of(layer)[0] for name, layer in net.named_children()}
+    flax = {name: {key: shaped(*shape) for key, shape in leaves.items()} for name, leaves in flax.items()}
+    assert "permuted" not in str(interop.match(net, flax))
 
 
 def test_a_second_head_reads_the_same_flatten():
