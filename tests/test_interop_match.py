@@ -187,12 +187,17 @@ def linen_norm(**options):
 class ResNetBlock(fnn.Module):
     outs: int
     stride: int = 1
+    shortcut_first: bool = False
 
     @fnn.compact
     def __call__(self, x):
+        if self.shortcut_first and self.stride > 1:
+            r = linen_norm()(fnn.Conv(self.outs, (1, 1), self.stride, use_bias=False)(x))
         y = fnn.Conv(self.outs, (3, 3), self.stride, padding=((1, 1), (1, 1)), use_bias=False)(x)
         y = fnn.relu(linen_norm()(y))
         y = linen_norm()(fnn.Conv(self.outs, (3, 3), padding=((1, 1), (1, 1)), use_bias=False)(y))
+        if self.shortcut_first and self.stride > 1:
+            return fnn.relu(r + y)
         if self.stride > 1:
             x = fnn.Conv(self.outs, (1, 1), self.stride, use_bias=False, name="conv_proj")(x)
             x = linen_norm(name="norm_proj")(x)
@@ -200,12 +205,14 @@ class ResNetBlock(fnn.Module):
 
 
 class LinenResNet(fnn.Module):
+    shortcut_first: bool = False
+
     @fnn.compact
     def __call__(self, x):
         x = fnn.Conv(4, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, name="conv_init")(x)
         x = fnn.relu(linen_norm(name="bn_init")(x))
         for outs, stride in ((4, 1), (4, 1), (8, 2), (8, 1)):
-            x = ResNetBlock(outs, stride)(x)
+            x = ResNetBlock(outs, stride, self.shortcut_first)(x)
         return fnn.Dense(5)(x.mean((1, 2)))
 
 
@@ -352,6 +359,7 @@ TWINS = [
     Twins("convnet, linen", convnet, linen(LinenConvnet()), IMAGES),
     Twins("convnet, nnx", convnet, lambda x: (NnxConvnet, None), IMAGES),
     Twins("resnet, linen", ResNet, linen(LinenResNet()), IMAGES),
+    Twins("resnet, linen, the shortcut first", ResNet, linen(LinenResNet(shortcut_first=True)), IMAGES),
     Twins("transformer, linen", Transformer, linen(LinenTransformer()), TOKENS),
     Twins("transformer, nnx", Transformer, lambda x: (NnxTransformer, None), TOKENS),
     Twins("lstm, linen", Lstm, linen(LinenLstm()), SERIES),
@@ -403,7 +411,9 @@ def test_twins_compute_the_same_and_come_back_bit_for_bit(twins, x64):
     np.testing.assert_allclose(net(x).detach().numpy(), wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("twins", [t for t in TWINS if "nnx" not in t.name and "alphabet" not in t.name], ids=str)
+@pytest.mark.parametrize(
+    "twins", [t for t in TWINS if not any(word in t.name for word in ("nnx", "alphabet", "first"))], ids=str
+)
 def test_sorted_keys_give_the_same_twins(twins):
     """As jit leaves them; what has names against the alphabet is refused instead."""
     net, x = twins.torch(), twins.x.transpose(0, 2, 3, 1) if twins.x.ndim == 4 else twins.x
@@ -503,6 +513,36 @@ PAIRED = {
 def test_the_right_twin_is_found(name):
     net, flax, wanted = PAIRED[name]
     assert twins_of(interop.match(net, flax)) == wanted
+
+
+NORM_8 = {"scale": shaped(8), "bias": shaped(8)}
+
+
+def residual(ins=4):
+    return net_of(
+        conv1=nn.Conv2d(ins, 8, 3), norm1=nn.GroupNorm(2, 8), conv2=nn.Conv2d(8, 8, 3), norm2=nn.GroupNorm(2, 8),
+        downsample=nn.Sequential(nn.Conv2d(ins, 8, 1), nn.GroupNorm(2, 8)),
+    )  # fmt: skip
+
+
+def test_norms_follow_their_convolutions_where_the_orders_differ():
+    names = ["Conv_0", "GroupNorm_0", "Conv_1", "GroupNorm_1", "Conv_2", "GroupNorm_2"]
+    flax = dict(zip(names, [conv(1, 4, 8), NORM_8, conv(3, 4, 8), NORM_8, conv(3, 8, 8), NORM_8], strict=True))
+    ours = ["downsample.0", "downsample.1", "conv1", "norm1", "conv2", "norm2"]
+    assert twins_of(interop.match(residual(), flax)) == dict(zip(ours, names, strict=True))
+    same = {**flax, "Conv_0": conv(1, 8, 8), "Conv_1": conv(3, 8, 8)}
+    assert twins_of(interop.match(residual(8), same)) == dict(zip(ours, names, strict=True))
+    with pytest.raises(ValueError, match="come in another order in flax, so that order is no evidence"):
+        interop.match(residual(), dict(sorted(flax.items())))  # numbers do not tell which norm follows which layer
+    last = ["Conv_0", "Conv_1", "Conv_2", "GroupNorm_0", "GroupNorm_1", "GroupNorm_2"]
+    with pytest.raises(ValueError, match="order is no evidence"):
+        interop.match(residual(), {name: flax[name] for name in last})
+    flax = dict(zip(["scc", "scn", "c1", "one", "c2", "two"], flax.values(), strict=True))
+    with pytest.raises(ValueError) as error:
+        interop.match(residual(), flax)
+    rename = {"norm1": "one", "norm2": "two", "downsample.1": "scn"}
+    assert f"rename={rename}" in str(error.value)
+    assert twins_of(interop.match(residual(), flax, rename=rename))["downsample.1"] == "scn"
 
 
 def test_numbers_of_sorted_keys_are_noted():
@@ -889,7 +929,7 @@ def test_a_flatten_behind_gates(x64):
 
 
 NOT_FLATTENED = {
-    "dense layers of other inputs, joined": [("a", nn.Linear(8, 64)), ("b", nn.Linear(10, 16)), ("c", nn.Linear(80, 2))],
+    "features of two inputs": [("a", nn.Linear(8, 64)), ("b", nn.Linear(10, 16)), ("c", nn.Linear(80, 2))],
     "a table beside pooled channels": [("a", nn.Linear(8, 64)), ("b", nn.Embedding(9, 48)), ("c", nn.Linear(48, 2))],
     "an attention's parts": [("qkv", nn.Linear(8, 96)), ("out", nn.Linear(32, 8)), ("fc", nn.Linear(8, 2))],
     "heads of one width": [("a", nn.Linear(8, 32)), ("b", nn.Linear(32, 4)), ("c", nn.Linear(32, 4))],
