@@ -59,8 +59,9 @@ def match(
             for a dense layer whose output is made an image of 64 channels.
         strict: whether options that make two layers compute different functions although their arrays fit, such as the
             epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
-            of a bound linen module defines. If not strict, they are among `pair.notes`, as is always what flax has no
-            option for (its batch norm keeps the biased variance) and what is only rounding (`use_fast_variance`).
+            of a bound linen module defines; of other layers `pair.notes` says that they are not compared. If not
+            strict, they are among `pair.notes`, as is always what flax has no option for (its batch norm keeps the
+            biased variance) and what is only rounding (`use_fast_variance`).
 
     Returns:
         The pair.
@@ -243,6 +244,12 @@ class _Match:
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
             for text, names in said.remarks.items()
         ]
+        if said.unseen:
+            more = f" and {len(said.unseen) - 1} more" if len(said.unseen) > 1 else ""
+            notes.append(
+                f"{said.unseen[0]}{more}: options (epsilon, momentum, padding, strides, ...) are not compared: flax "
+                "shows them in an nnx module, or in a bound linen module with setup"
+            )
         if pairing.counted:
             notes.append(
                 f"{', '.join(pairing.counted)}: paired by linen's numbers, which count constructions: in "
@@ -299,8 +306,12 @@ class _Match:
             links = rules.links_of(ours.module, theirs.shapes, twin)
         except rules.Mismatch as error:
             raise ValueError(f"match: {ours} and {theirs}: {error}") from error
-        if twin is not None:
-            about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}"
+        about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}"
+        if twin is None:
+            for text in rules.always(ours.module):
+                said.remarks.setdefault(text, []).append(about)
+            said.unseen += [ours.name or "the model"] if rules.has_options(ours.module) else []
+        else:
             remarks = _remarks(ours.module, twin)
             for text in rules.differences(ours.module, twin):
                 if text in remarks:
@@ -393,10 +404,14 @@ def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) 
 
 @dataclass
 class _Said:
-    """What rules say of the options of twins: faults, one by one, and remarks with the layers that they are about."""
+    """What rules say of the options of twins.
+
+    Faults one by one, remarks with the layers that they are about, and the layers of which flax shows no options.
+    """
 
     differences: list[str] = field(default_factory=list)
     remarks: dict[str, list[str]] = field(default_factory=dict)
+    unseen: list[str] = field(default_factory=list)
 
 
 def _remarks(module: Any, twin: Any) -> set[str]:

@@ -161,9 +161,10 @@ def register(
     """
 
     def said(module: Any, twin: Any) -> Iterable[str]:
-        return differences(module, twin) if differences else ()
+        assert differences is not None
+        return differences(module, twin)
 
-    RULES[torch_class] = Rule("", fixed(rule), said, without_twin=without_twin or {})
+    RULES[torch_class] = Rule("", fixed(rule), said if differences else _options.none, without_twin=without_twin or {})
 
 
 def links_of(module: Module, shapes: Shapes, twin: Any = None) -> list[Link]:
@@ -270,6 +271,16 @@ def differences(module: Module, twin: Any) -> list[str]:
     if not _fit.is_twin(rule.twins, twin):
         return [f"{type(twin).__name__} is not flax's own layer: what it computes besides its arrays is not known"]
     return _options.differences(module, twin, rule.options)
+
+
+def always(module: Module) -> list[str]:
+    """What is different in all pairs of such layers: the part of `differences` that needs no flax layer."""
+    return list(_options.always(module)) if rule_of(module).twins else []
+
+
+def has_options(module: Module) -> bool:
+    """Whether a flax twin has options that decide what it computes and that no array shows."""
+    return rule_of(module).options not in (_options.none, _options.linear, _options.embedding)
 
 
 def rule_of(module: Module) -> Rule:

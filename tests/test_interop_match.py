@@ -1108,6 +1108,27 @@ def test_bound_linen_modules_show_their_options():
     assert set(pair.to_jax(net)) == {"params"}
 
 
+def test_options_that_are_not_seen_are_noted():
+    class Compact(fnn.Module):
+        @fnn.compact
+        def __call__(self, x):
+            x = fnn.Conv(4, (3, 3), strides=2)(x)  # SAME, which is not padding=1 at a stride of two
+            return fnn.Dense(2)(fnn.BatchNorm(use_running_average=True)(x))
+
+    net = net_of(conv=nn.Conv2d(3, 4, 3, 2, 1), bn=nn.BatchNorm2d(4), fc=nn.Linear(4, 2))
+    variables = in_order_of_calls(Compact(), np.ones((1, 4, 4, 3), np.float32), np.float32)
+    for flax in (variables, Compact().bind(variables)):
+        biased, unseen = interop.match(net, flax).notes
+        assert biased.startswith("bn / BatchNorm_0: in training") and "the biased one (/ n) in flax" in biased
+        assert unseen.startswith("conv and 1 more: options (epsilon, momentum, padding, strides, ...) are not compared")
+    state = nnx.state(nnx.eval_shape(lambda: nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))))
+    (unseen,) = interop.match(nn.Conv2d(3, 4, 3), state).notes
+    assert unseen.startswith("the model: options")
+    (row,) = interop.match(nn.Embedding(3, 4, padding_idx=0), {"embedding": shaped(3, 4)}).notes
+    assert row.startswith("the model / the model: padding_idx=0")
+    assert interop.match(nn.Linear(3, 3), dense(3, 3)).notes == ()
+
+
 def test_options_that_differ_are_all_listed():
     net = net_of(norm=nn.LayerNorm(3), conv=nn.Conv2d(3, 4, 3))
     model = nnx.eval_shape(
