@@ -178,11 +178,14 @@ def always(module: Any) -> Iterator[str]:
             yield f"dropout={module.dropout} between the layers: flax's cells have none; put a Dropout between them"
 
 
-def differences(module: Any, twin: Any, options: Options) -> list[str]:
-    """Sentences on every option of a flax layer, and of the cells in it, that differs from the PyTorch layer's."""
+def differences(module: Any, twin: Any, options: Options, whole: Any = None) -> list[str]:
+    """Sentences on every option of a flax layer, and of the cells in it, that differs from the PyTorch layer's.
+
+    `whole` is the Bidirectional that the layer is an RNN of, whose call decides in its place.
+    """
     said = []
     ours = getattr(module, "module", module)  # of a Cell
-    for layer in _with_cells(twin):
+    for layer in _with_cells(twin) if whole is None else (whole, twin.cell):
         looked_at = {"dtype"}
         for one in [*options(module, layer), _dtype(ours, layer)]:
             if isinstance(one, str):

@@ -309,7 +309,7 @@ def _kinds(left: Sequence[Torch], right: Sequence[Flax]) -> dict[Torch | Flax, i
                 number |= {key: number[a] for key, n in number.items() if n == old}
     kinds = {item: number[key] for item, key in type_of.items()}
     for kind in set(kinds.values()):
-        a, b = ([x for x in side if kinds[x] == kind] for side in (left, right))
+        a, b = ([x for x in side if kinds.get(x) == kind] for side in (left, right))
         once, their_once = ([x for x in side if not x.repeats] for side in (a, b))
         options = ((a, b), (once, their_once), (a, their_once), (once, b))
         for some, others in options:

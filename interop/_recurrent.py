@@ -62,7 +62,9 @@ def recurrent(*namings: Naming) -> Layouts:
     def layouts(module: Any, shapes: Shapes | None) -> list[Layout]:
         ours = [module] if isinstance(module, Cell) else cells(module)
         return [
-            Layout(tuple(one for pair in zip(ours, prefixes, strict=True) for one in _placed(links, *pair)))
+            Layout(
+                tuple(one for pair in zip(ours, prefixes, strict=True) for one in _placed(links, *pair, len(ours) > 1))
+            )
             for links in namings
             for prefixes in _prefixes(ours, links, shapes)
         ]
@@ -70,12 +72,19 @@ def recurrent(*namings: Naming) -> Layouts:
     return layouts
 
 
-def _placed(links: Naming, cell: Cell, prefix: str) -> list[Link]:
+def _placed(links: Naming, cell: Cell, prefix: str, told: bool) -> list[Link]:
+    """The links of a cell; `told`: whether the prefix is all that there is to tell the direction by."""
     placed = links(cell.suffix, prefix)
-    if cell.reverse and prefix.count(".") and not _direction(prefix):
-        note = f"{prefix[:-1]} taken for the reverse direction by its place, its name does not tell"
+    if told and (note := place_note(cell, prefix[:-1])):
         placed[0] = replace(placed[0], note=note)
     return placed
+
+
+def place_note(module: Any, path: str) -> str:
+    """A word on a cell of the reverse direction whose name in flax does not say so, or nothing."""
+    if not isinstance(module, Cell) or not module.reverse or not path or _direction(path):
+        return ""
+    return f"{path} taken for the reverse direction by its place, its name does not tell"
 
 
 def _prefixes(ours: list[Cell], links: Naming, shapes: Shapes | None) -> Iterator[list[str]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import _fit, _flatten, _flax, _layers, _options, _renames, rules
+from . import _fit, _flatten, _flax, _layers, _options, _recurrent, _renames, rules
 from ._layers import Flax, Node, Torch
 from ._pairing import Pairing
 from ._refusals import checked
@@ -313,14 +313,14 @@ class _Match:
             said.unseen += [ours.name or "the model"] if rules.has_options(ours.module) else []
         else:
             remarks = _remarks(ours.module, twin)
-            for text in rules.differences(ours.module, twin):
+            for text in rules.differences(ours.module, twin, self.side.twin(theirs.path[:-1]) if theirs.path else None):
                 if text in remarks:
                     said.remarks.setdefault(text, []).append(about)
                 else:
                     said.differences.append(f"{about}: {text}")
         beside = behind.get(ours.name, _flatten.Channels(None))
-        for link in links:
-            also = link.note
+        for n, link in enumerate(links):
+            also = link.note or (_recurrent.place_note(ours.module, theirs.name) if n == 0 else "")
             if beside != _flatten.Channels(None):
                 link, also = _permuted(ours, theirs, link, beside)
             ours_names = tuple(ours.prefix + name for name in link.torch)

@@ -249,7 +249,7 @@ def without_twin(module: Module) -> dict[str, str]:
     return {name: why for name, why in rule_of(module).without_twin.items() if name in _fit.arrays_of(module)}
 
 
-def differences(module: Module, twin: Any) -> list[str]:
+def differences(module: Module, twin: Any, whole: Any = None) -> list[str]:
     """What makes a PyTorch layer and its flax twin compute different things although their arrays fit.
 
     Every option that no array shows: epsilon, momentum, padding (also where it agrees for some sizes only), strides,
@@ -259,6 +259,7 @@ def differences(module: Module, twin: Any) -> list[str]:
     Args:
         module: the PyTorch layer, or one of `parts(module)`.
         twin: the flax layer itself; None: nothing can be said.
+        whole: the flax module that has it as a child, where it is known: a Bidirectional decides for its two RNNs.
 
     Returns:
         A sentence for each.
@@ -270,7 +271,8 @@ def differences(module: Module, twin: Any) -> list[str]:
         return [str(one) for one in rule.options(module, twin)]
     if not _fit.is_twin(rule.twins, twin):
         return [f"{type(twin).__name__} is not flax's own layer: what it computes besides its arrays is not known"]
-    return _options.differences(module, twin, rule.options)
+    half = hasattr(twin, "cell") and _fit.is_twin("Bidirectional", whole)
+    return _options.differences(module, twin, rule.options, whole if half else None)
 
 
 def always(module: Module) -> list[str]:

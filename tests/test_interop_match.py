@@ -1030,6 +1030,56 @@ def test_an_nnx_variable_that_is_shared():
 # --- structures ---
 
 
+def test_tied_weights_that_do_not_fit_are_refused_by_name():
+    net = net_of(emb=nn.Embedding(11, 4), head=nn.Linear(4, 11, bias=False))
+    net.head.weight = net.emb.weight
+    with pytest.raises(ValueError, match=r"(?s)no partner for 1 .*emb \(Embedding.*embedding \(12, 4\)"):
+        interop.match(net, nnx.eval_shape(lambda: nnx.Embed(12, 4, rngs=nnx.Rngs(0))))
+
+
+class Only(nnx.Module):
+    def __init__(self, make):
+        self.rnn = make()
+
+
+def nnx_lstm():
+    return nnx.RNN(nnx.LSTMCell(8, 16, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+
+
+def test_a_model_of_nothing_but_a_recurrent_layer():
+    gru = nn.GRU(8, 16, batch_first=True)
+    flax = nnx.eval_shape(lambda: Only(lambda: nnx.RNN(nnx.GRUCell(8, 16, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))))
+    assert twins_of(interop.match(net_of(rnn=gru), flax)) == {"rnn": "rnn.cell.dense_i"}
+    assert "rnn / rnn: " in interop.match(net_of(rnn=nn.LSTM(8, 16, batch_first=True)), Only(nnx_lstm)).notes[0]
+    flax = Only(lambda: nnx.RNN(nnx.LSTMCell(8, 16, rngs=nnx.Rngs(0)), time_major=True, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="rnn / rnn: RNN.time_major is True, it must be False"):
+        interop.match(net_of(rnn=nn.LSTM(8, 16, batch_first=True)), flax)
+
+
+def test_the_halves_of_a_bidirectional_need_no_options_of_their_own():
+    lstm = nn.LSTM(8, 16, batch_first=True, bidirectional=True)
+    flax = Only(lambda: nnx.Bidirectional(nnx_lstm(), nnx_lstm(), rngs=nnx.Rngs(0)))
+    pair = interop.match(net_of(rnn=lstm), flax)
+    assert "does not tell" not in str(pair)
+    nnx.update(flax, pair.to_jax(pair.net))
+    x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+    np.testing.assert_allclose(flax.rnn(jnp.asarray(x)), lstm(torch.tensor(x))[0].detach(), rtol=1e-4, atol=1e-5)
+    flax.rnn.merge_fn = jnp.add
+    with pytest.raises(ValueError, match="Bidirectional.merge_fn"):
+        interop.match(net_of(rnn=lstm), flax)
+
+    class Both(fnn.Module):
+        def setup(self):
+            self.rnn = fnn.Bidirectional(*(fnn.RNN(fnn.OptimizedLSTMCell(16)) for _ in range(2)))
+
+        def __call__(self, x):
+            return self.rnn(x)
+
+    bound = Both().bind(Both().init(jax.random.key(0), jnp.asarray(x)))
+    pair = interop.match(net_of(rnn=lstm), bound)
+    assert "does not tell" not in str(pair)
+
+
 def test_the_structure_that_was_given_comes_back():
     net = net_of(fc=nn.Linear(3, 4), bn=nn.BatchNorm1d(4))
     params = {"bn": {"bias": shaped(4), "scale": shaped(4)}, "fc": dense(3, 4)}
