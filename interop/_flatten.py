@@ -11,7 +11,7 @@ one is beside that flatten only if its features are not those of other layers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from funcreg._selectors import matches
 from ._layers import Torch
 from .links import Arrays, Link
 
-Given = int | None | tuple[int | None, int | None]
+Given = int | None | tuple[int | None, int | None] | list[tuple[int | None, int]]
 
 _CONVOLUTIONS = {
     (nn.Conv1d, nn.ConvTranspose1d): 1,
@@ -34,10 +34,14 @@ _CHANNEL_NORMS = {nn.BatchNorm2d: "num_features", nn.BatchNorm3d: "num_features"
 
 
 class Channels(NamedTuple):
-    """How many channels a layer's rows count first in PyTorch, and how many its columns; None: none."""
+    """How many channels a layer's rows count first in PyTorch, and how many its columns; None: none.
+
+    `pieces`: instead of `rows`, the channels and the size of each piece of rows that are concatenated.
+    """
 
     rows: int | None
     columns: int | None = None
+    pieces: tuple[tuple[int | None, int], ...] = ()
 
 
 class _Images(NamedTuple):
@@ -205,7 +209,7 @@ class _Seen:
         if size % count:
             raise _Unclear(
                 f"{name} reads {size} features, no multiple of the {count} channels of {last}, the last convolution "
-                f"before it; {_remedy(name, None)}"
+                f"before it; {_remedy(name, None, self._pieces(size, images[-1]))}"
             )
         if not closed:
             raise _Unclear(f"{perhaps}, but convolutions follow it; {_remedy(name, count)}")
@@ -218,6 +222,13 @@ class _Seen:
         if behind and (self.tokens or self.made_elsewhere(size) or not self._gates(count)):
             raise _Unclear(f"{perhaps}, but a dense layer lies between them; {_remedy(name, count)}")
         return count
+
+    @staticmethod
+    def _pieces(size: int, image: _Images) -> list[tuple[int | None, int]]:
+        """The largest square or cubic image that fits, and the rest behind it, as an example."""
+        side = max(n for n in range(size + 1) if image.channels * n**image.axes <= size)
+        flattened = image.channels * side**image.axes
+        return [(image.channels, flattened), (None, size - flattened)] if side > 1 else []
 
     def _behind(self, size: int) -> list[_Images]:
         """The images that a layer behind a dense one may read flattened."""
@@ -264,26 +275,42 @@ def _features(module: Any) -> int | None:
     return module.num_features if isinstance(module, nn.BatchNorm1d) else None
 
 
-def _remedy(name: str, count: int | None) -> str:
+def _remedy(name: str, count: int | None, pieces: Sequence[Any] = ()) -> str:
     says = f"flatten={{{name!r}: {count}}} says that {count} channels were flattened, " if count else ""
-    return f"{says}flatten={{{name!r}: None}} that its rows stay as they are"
+    if pieces:
+        (channels, first), (_, rest) = pieces
+        says = f"flatten={{{name!r}: {pieces}}} says that {channels} channels were flattened into the first {first} "
+        says += f"features and the other {rest} were not, "
+    none = f"flatten={{{name!r}: None}} {'' if says else 'says '}that its rows stay as they are"
+    return f"{says}{none}, which is right only if it reads nothing flattened"
 
 
 def _checked_option(glob: Any, value: Any) -> Channels:
-    pair = value if isinstance(value, tuple) else (value, None)
+    if isinstance(value, list) and isinstance(glob, str) and value and all(map(_is_piece, value)):
+        return Channels(None, None, tuple(value))
+    pair: Any = value if isinstance(value, tuple) else (value, None)
     fine = len(pair) == 2 and all(x is None or (isinstance(x, int) and x > 0 and x is not True) for x in pair)
     if not isinstance(glob, str) or not fine:
         raise TypeError(
             "match: flatten must be a dict of layer names and channels (a positive int; None for none; a tuple for "
-            f"rows and columns of a dense layer), got {glob!r}: {value!r}"
+            "rows and columns of a dense layer; a list of (channels or None, size) for features that are concatenated)"
+            f", got {glob!r}: {value!r}"
         )
     return Channels(*pair)
+
+
+def _is_piece(piece: Any) -> bool:
+    fine = isinstance(piece, tuple) and len(piece) == 2 and piece[1] is not None
+    return fine and all(x is None or (type(x) is int and x > 0) for x in piece)
 
 
 def _check_counts(layer: Torch, module: Any, size: int, answer: Channels) -> None:
     """Refuse channels that a layer's features are no multiple of."""
     sizes = (size, getattr(module, "out_features", 0))
-    for count, features in zip(answer, sizes, strict=True):
+    if answer.pieces and sum(n for _, n in answer.pieces) != size:
+        given = " + ".join(str(n) for _, n in answer.pieces)
+        raise _Unclear(f"flatten: {layer.name} has {size} features, not {given}")
+    for count, features in [*zip(answer[:2], sizes, strict=True), *answer.pieces]:
         if count is not None and (features == 0 or features % count or not isinstance(module, (nn.Linear, *_NORMS))):
             raise _Unclear(f"flatten: {layer.name} has {features} features there, no multiple of {count} channels")
 
@@ -295,14 +322,21 @@ def permuted(link: Link, counts: Channels) -> Link:
     and of a bias.
     """
 
+    ends = list(accumulate(n for _, n in counts.pieces))
+
     def swap(x: np.ndarray, to_jax: bool) -> np.ndarray:
-        for count, axis in ((counts.rows, 0), (counts.columns, x.ndim - 1)):
-            if count is not None:
-                x = np.moveaxis(x, axis, 0)
-                split = (count, -1) if to_jax else (-1, count)
-                x = x.reshape(*split, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
-                x = np.moveaxis(x, 0, axis)
-        return x
+        if ends:
+            some = zip(counts.pieces, np.split(x, ends[:-1]), strict=True)
+            return np.concatenate([swapped(part, count, 0, to_jax) for (count, _), part in some])
+        return swapped(swapped(x, counts.rows, 0, to_jax), counts.columns, x.ndim - 1, to_jax)
+
+    def swapped(x: np.ndarray, count: int | None, axis: int, to_jax: bool) -> np.ndarray:
+        if count is None:
+            return x
+        x = np.moveaxis(x, axis, 0)
+        split = (count, -1) if to_jax else (-1, count)
+        x = x.reshape(*split, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
+        return np.moveaxis(x, 0, axis)
 
     def to_jax(*arrays: np.ndarray) -> Arrays:
         return tuple(swap(x, True) for x in link.to_jax(*arrays))

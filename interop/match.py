@@ -56,7 +56,8 @@ def match(
             `.on`: `{"aux": None, "*.mask": None}`.
         flatten: name or glob of a dense layer, or of a norm beside it, -> the channels of the image that was flattened
             in front of it, or None: its rows stay as they are. A tuple is for rows and columns: `{"fc": (None, 64)}`
-            for a dense layer whose output is made an image of 64 channels.
+            for a dense layer whose output is made an image of 64 channels. A list is for features that are
+            concatenated, the channels (or None) and the size of each piece: `{"fc": [(8, 288), (None, 3)]}`.
         strict: whether options that make two layers compute different functions although their arrays fit, such as the
             epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
             of a bound linen module defines; of other layers `pair.notes` says that they are not compared. If not
@@ -386,9 +387,10 @@ def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) 
     (name,) = link.jax
     shape: Any = theirs.shapes[name]
     dense = isinstance(ours.module, nn.Linear)
-    rows = beside.rows if not dense or name == "kernel" else None
+    has_rows = not dense or name == "kernel"
+    rows, pieces = (beside.rows, beside.pieces) if has_rows else (None, ())
     columns = beside.columns if dense else None
-    if rows is None and columns is None:
+    if rows is None and columns is None and not pieces:
         return link, link.note
     if len(shape) > 2:
         raise ValueError(
@@ -399,7 +401,10 @@ def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) 
     for what, count, size in (("rows" if dense else "entries", rows, shape[0]), ("columns", columns, shape[-1])):
         if count is not None:
             said.append(f"{what} permuted ({count} channels x {size // count})")
-    return _flatten.permuted(link, _flatten.Channels(rows, columns)), ", ".join(said)
+    if pieces:
+        each = " + ".join(f"{count} channels x {size // count}" if count else f"{size} as is" for count, size in pieces)
+        said.append(f"{'rows' if dense else 'entries'} permuted ({each})")
+    return _flatten.permuted(link, _flatten.Channels(rows, columns, pieces)), ", ".join(said)
 
 
 @dataclass

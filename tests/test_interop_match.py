@@ -928,6 +928,43 @@ def test_a_flatten_behind_gates(x64):
     np.testing.assert_allclose(np.asarray(got), net(torch.tensor(images)).detach().numpy(), rtol=1e-12, atol=1e-12)
 
 
+def test_a_flatten_beside_other_features():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(144 + 3, 2)
+
+        def forward(self, x):
+            return self.fc(torch.cat([self.conv(x).flatten(1), x.mean((2, 3))], 1))
+
+    class LinenJoined(fnn.Module):
+        @fnn.compact
+        def __call__(self, x):
+            y = fnn.Conv(4, (3, 3), padding="VALID")(x)
+            return fnn.Dense(2)(jnp.concatenate([y.reshape(y.shape[0], -1), x.mean((1, 2))], 1))
+
+    net, x = Joined(), IMAGES.astype(np.float32)
+    given = jnp.asarray(x.transpose(0, 2, 3, 1))
+    variables = LinenJoined().init(jax.random.key(0), given)
+    with pytest.raises(ValueError) as error:
+        interop.match(net, variables)
+    option = {"fc": [(4, 144), (None, 3)]}
+    assert f"flatten={option} says that 4 channels were flattened into the first 144" in str(error.value)
+    assert "flatten={'fc': None} that its rows stay as they are, which is right only if it reads nothing" in str(error)
+    pair = interop.match(net, variables, flatten=option)
+    assert "transposed, rows permuted (4 channels x 36 + 3 as is)" in str(pair)
+    values = pair.to_jax(net)
+    got = LinenJoined().apply(values, given)
+    np.testing.assert_allclose(np.asarray(got), net(torch.tensor(x)).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in pair.to_torch(values).items())
+    with pytest.raises(ValueError, match=r"fc has 147 features, not 144 \+ 4"):
+        interop.match(net, variables, flatten={"fc": [(4, 144), (None, 4)]})
+    with pytest.raises(ValueError, match="fc has 143 features there, no multiple of 4 channels"):
+        interop.match(net, variables, flatten={"fc": [(4, 143), (None, 4)]})
+    with pytest.raises(TypeError, match="a list of"):
+        interop.match(net, variables, flatten={"fc": [4, 3]})
+
+
 NOT_FLATTENED = {
     "features of two inputs": [("a", nn.Linear(8, 64)), ("b", nn.Linear(10, 16)), ("c", nn.Linear(80, 2))],
     "a table beside pooled channels": [("a", nn.Linear(8, 64)), ("b", nn.Embedding(9, 48)), ("c", nn.Linear(48, 2))],
