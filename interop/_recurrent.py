@@ -2,7 +2,8 @@
 
 PyTorch adds two biases in every gate, `bias_ih` and `bias_hh`; flax has one. Going to JAX they are added up, coming
 back the sum becomes `bias_ih` and `bias_hh` becomes zero, except in the n gate of a GRU, where the reset gate
-multiplies the second one: `n = tanh(W_in x + b_in + r * (W_hn h + b_hn))`.
+multiplies the second one: `n = tanh(W_in x + b_in + r * (W_hn h + b_hn))`. flax.linen.GRUCell has both there;
+flax.nnx.GRUCell has no `b_hn`, so that only a GRU whose `b_hn` is zero goes to it.
 """
 
 import re
@@ -183,7 +184,8 @@ def gru_of_nnx() -> Biases:
         if h_n.astype(bool).any():
             raise Mismatch(
                 "GRU: the last third of bias_hh, the bias of the n gate inside the reset gate, is not zero, and "
-                "flax.nnx.GRUCell has no such bias; use flax.linen.GRUCell, or a cell of your own and register()"
+                "flax.nnx.GRUCell has no such bias; use flax.linen.GRUCell, which has it, or a cell of your own and "
+                "register(), or train with that third kept at zero"
             )
         return (np.concatenate([r + h_r, z + h_z, n]),)
 

@@ -257,6 +257,13 @@ class _Match:
                 "Dense(2)(relu(Dense(2)(x))) the outer layer is Dense_0. Variables of `init` without jit have the "
                 "order of calls"
             )
+        summed = [row.link.torch for row in rows if row.link.sums]
+        if summed:
+            more = f" and {len(summed) - 1} more such sums" if len(summed) > 1 else ""
+            notes.append(
+                f"{' + '.join(summed[0])}{more}: flax has their sum; values cross, but not the gradients, optimizer "
+                "state and penalties of each"
+            )
         self._note_ties(rows, notes)
         self._note_dtypes(rows, notes)
         kept = self._kept(rows, notes)

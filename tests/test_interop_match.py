@@ -1093,6 +1093,21 @@ def test_a_model_of_nothing_but_a_recurrent_layer():
         interop.match(net_of(rnn=nn.LSTM(8, 16, batch_first=True)), flax)
 
 
+def test_biases_that_are_summed_are_noted():
+    net = net_of(rnn=nn.GRU(8, 16, batch_first=True))
+    flax = nnx.eval_shape(lambda: Only(lambda: nnx.RNN(nnx.GRUCell(8, 16, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))))
+    pair = interop.match(net, flax)
+    assert pair.notes == (
+        "rnn.bias_ih_l0 + rnn.bias_hh_l0: flax has their sum; values cross, but not the gradients, optimizer state and "
+        "penalties of each",
+    )
+    with pytest.raises(ValueError, match=r"pair.to_jax: 'rnn.bias_ih_l0', 'rnn.bias_hh_l0': GRU: the last third of"):
+        pair.to_jax(net)
+    with torch.no_grad():
+        net.rnn.bias_hh_l0[-16:] = 0
+    pair.to_jax(net)
+
+
 def test_the_halves_of_a_bidirectional_need_no_options_of_their_own():
     lstm = nn.LSTM(8, 16, batch_first=True, bidirectional=True)
     flax = Only(lambda: nnx.Bidirectional(nnx_lstm(), nnx_lstm(), rngs=nnx.Rngs(0)))
