@@ -130,7 +130,10 @@ class Pairing:
         second = _in_order(theirs, self.flax_keys, 0, self.calls)
         if first is None or second is None:
             side = "PyTorch's" if first is None else "flax's"
-            return _Group(ours, theirs, why=f"the order on {side} side is not known, and the names do not decide")
+            why = f"the order on {side} side is not known, and the names do not decide"
+            if first is not None and self.calls:
+                why += " (pass variables straight from module.init: jit, eval_shape and tree.map sort the keys)"
+            return _Group(ours, theirs, why=why)
         if self.calls and len(theirs) > 1:
             unsorted = any(self.flax_keys.get(y.path[:n]) for y in theirs for n in range(len(y.path)))
             if not unsorted and re.fullmatch(r"[A-Z]\w*_\d+", second[0].path[-1]):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from . import _fit, _flatten, _flax, _layers, _options, _recurrent, _renames, rules
 from ._layers import Flax, Node, Torch
@@ -90,12 +91,29 @@ def match(
     """
     where = "match"
     if not isinstance(net, nn.Module):
-        raise TypeError(f"{where}: net must be an nn.Module, got {type(net).__module__}.{type(net).__name__}")
+        kind = f"{type(net).__module__}.{type(net).__name__}"
+        raise TypeError(f"{where}: net must be an nn.Module, got {kind}{_hint(net, flax)}")
+    if isinstance(net, AveragedModel):
+        raise TypeError(
+            f"{where}: net is an AveragedModel, whose n_averaged has no twin; pass the average itself, net.module: "
+            "match(averaged.module, ...)"
+        )
     state = net.state_dict(keep_vars=True)
     for name, x in state.items():
         if isinstance(x, Tensor):
             checked(where, f"the leaf {name!r} of the PyTorch side", x)
     return _Match(net, state, _flax.read(where, flax), rename, flatten or {}).pair(strict)
+
+
+def _hint(net: Any, flax: Any) -> str:
+    """What is nearly right, and how it is said rightly."""
+    if isinstance(net, type) and issubclass(net, nn.Module):
+        return f": the class {net.__name__}; pass an instance"
+    if isinstance(flax, nn.Module):
+        return "; are the arguments swapped? The PyTorch model is the first"
+    if isinstance(net, Mapping) and any(isinstance(x, Tensor) for x in net.values()):
+        return "; a state dict does not tell which layers its arrays are of: pass the model itself"
+    return ""
 
 
 class _Match:

@@ -1258,6 +1258,45 @@ def test_options_that_differ_are_all_listed():
 # --- what is no model, no array, no value ---
 
 
+def test_nearly_right_arguments_are_told_what_is_right():
+    net, module = nn.Linear(3, 3), fnn.Dense(3)
+    variables = {"params": dense(3, 3)}
+
+    @dataclass
+    class TrainState:
+        params: Any
+
+    for wrong, text in (
+        ((net.state_dict(), variables), "pass the model itself"),
+        ((variables, net), "are the arguments swapped"),
+        ((module, net), "are the arguments swapped"),
+        ((net, net), "are the arguments swapped"),
+        ((nn.Linear, variables), "the class Linear; pass an instance"),
+        ((net, fnn.Dense), "the class Dense; pass an instance"),
+        ((net, (module, variables)), r"pass module.bind\(variables\)"),
+        ((net, TrainState(dense(3, 3))), "pass state.params"),
+        ((torch.optim.swa_utils.AveragedModel(net), variables), r"match\(averaged.module"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            interop.match(*wrong)
+
+
+def test_another_size_is_named():
+    net = net_of(a=nn.Linear(3, 32), b=nn.Linear(32, 2))
+    with pytest.raises(ValueError, match=r"a \(Linear.*nearest: a \(.*\) \(32 here, 64 there\)"):
+        interop.match(net, {"a": dense(3, 64), "b": dense(64, 2)})
+    with pytest.raises(ValueError, match="the same but for their sizes: make one of the models as wide as the other"):
+        interop.match(net, {"a": dense(3, 64), "b": dense(64, 2)})
+
+
+def test_notes_are_as_wide_as_the_table():
+    text = str(interop.match(squares("fc1", "fc2"), flax_squares("Dense_0", "Dense_1")))
+    first, *others = text[text.index("note:") :].splitlines()
+    assert first.startswith("note: Dense_0, Dense_1: paired by linen's numbers")
+    assert others and all(line.startswith("      ") for line in others)
+    assert max(map(len, (first, *others))) <= 72
+
+
 def test_wrong_arguments_are_refused_by_name():
     net, flax = nn.Linear(3, 3), dense(3, 3)
     with FakeTensorMode():
