@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from funcreg._selectors import nearest
 
 from . import _flax, _table, arrays
+from ._layouts import Mismatch
 from ._refusals import TO_NUMPY, checked, refuse_narrowing
 from .links import Link
 
@@ -133,7 +134,7 @@ class Pair:
 
         Raises:
             ValueError: a missing or additional array; another shape; a dtype that neither the model nor the flax side
-                has for it.
+                has for it; values that the flax layer cannot hold (the bias that nnx's GRUCell has not).
             TypeError: a leaf that holds no values, or a traced one, or no array.
             RuntimeError: inside `torch.func` transformations, `torch.compile` or `jax.jit`.
         """
@@ -155,7 +156,11 @@ class Pair:
         new: dict[str, Any] = {}
         for link in self.links:
             sources = [arrays.to_host(values[name]) for name in link.torch]
-            new |= arrays.to_jax(dict(zip(link.jax, link.to_jax(*map(np.asarray, sources)), strict=True)))
+            try:
+                made = link.to_jax(*map(np.asarray, sources))
+            except Mismatch as error:
+                raise ValueError(f"{where}: {', '.join(map(repr, link.torch))}: {error}") from error
+            new |= arrays.to_jax(dict(zip(link.jax, made, strict=True)))
         return self.flax.build(new)
 
     @outside_compilation
