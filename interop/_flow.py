@@ -6,6 +6,9 @@ trace says what its result is, told by its arguments: one function for each kind
 NOTE [unknown steps]: what is made of an image by a step that is not in the table is `Unknown`, and stays so until a
 convolution reads it. What is made of anything else lies in flax as it does in PyTorch, and is `Plain`.
 
+NOTE [batches]: frames are often put into the batch and taken out again. A first axis of another length than before is
+another batch, and what is viewed as (n, -1) with the length of another batch is unknown.
+
 NOTE [claims]: a dense layer's output that is viewed as (n, a, b, c) is an image, or tokens with heads. Only a step that
 reads images tells: then the claims of the view hold, which say of what layers the columns count `a` channels first.
 """
@@ -96,16 +99,18 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Number:
-    """A size or a scalar."""
+    """A size or a scalar; `batch`: NOTE [batches]."""
 
     value: int | None = None
+    batch: Any = None
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The shape of an array."""
+    """The shape of an array; `batch`: NOTE [batches]."""
 
     of: Any
+    batch: Any = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +256,8 @@ _POOLS = (
     "torch.nn.modules.pooling", "torch.nn.modules.upsampling", "torch.nn.modules.padding",
 )  # fmt: skip
 
+_PLACEWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
+
 
 class _Walk:
     """One walk through a graph; `values` has what each node gives."""
@@ -260,13 +267,15 @@ class _Walk:
         self.modules = dict(net.named_modules())
         self.every = frozenset(m.out_channels for m in net.modules() if isinstance(m, CONVOLUTIONS))
         self.values: dict[fx.Node, Any] = {}
+        self.batches: dict[fx.Node, Any] = {}
         self.flow = Flow()
 
     def step(self, node: fx.Node) -> Any:
-        args = self._given(node.args)
-        options = self._given(node.kwargs)
+        args, options = self._given(node.args), self._given(node.kwargs)
+        self.batches[node] = self._batch(node, args)
+        self.batch = self.batches[node.all_input_nodes[0]] if node.all_input_nodes else node
         if node.op == "placeholder":
-            return self._input(node)
+            return self._input(node, set())
         if node.op == "get_attr":
             return self._array(str(node.target))
         if node.op == "output":
@@ -282,13 +291,39 @@ class _Walk:
     def _given(self, args: Any) -> Any:
         return map_arg(args, self.values.__getitem__)
 
-    def _input(self, node: fx.Node) -> Any:
-        """A placeholder is an image if a convolution reads it."""
+    def _input(self, node: fx.Node, passed: set[fx.Node]) -> Any:
+        """A placeholder is an image if a convolution reads it, itself or after steps that leave an image one."""
         for user in node.users:
             module = self.modules.get(str(user.target)) if user.op == "call_module" else None
             if isinstance(module, CONVOLUTIONS):
                 return Image(module.in_channels, _axes(module))
+            kind = type(module).__module__
+            name = str(getattr(user.target, "__name__", user.target)).strip("_")
+            keeps = kind in (*_POOLS, *_PLACEWISE) if module is not None else name in _ELEMENTWISE | _IMAGEWISE
+            if keeps and user not in passed and len(user.all_input_nodes) == 1:
+                passed.add(user)
+                found = self._input(user, passed)
+                if isinstance(found, Image):
+                    return found
         return Plain()
+
+    def _batch(self, node: fx.Node, args: Any) -> Any:
+        """NOTE [batches]: that of what a node gives."""
+        before = [n for n in node.all_input_nodes if not isinstance(self.values[n], (Number, Sizes, Array))]
+        if not before:
+            return node
+        name = str(getattr(node.target, "__name__", node.target)).strip("_")
+        first = args[1] if len(args) > 1 else None
+        first = first[0] if isinstance(first, (list, tuple)) and first else first
+        if name in ("view", "reshape"):
+            same = isinstance(first, Number) and first.batch is self.batches[before[0]]
+        elif name in ("permute", "flatten", "unflatten", "transpose", "unsqueeze", "squeeze", "getitem", "unbind"):
+            whole = ("permute", "getitem")
+            same = first in (0, slice(None), Ellipsis) if name in whole else first is not None and first != 0
+            same = same and not (name == "getitem" and first == 0)
+        else:
+            same = True
+        return self.batches[before[0]] if same else node
 
     def _array(self, name: str) -> Any:
         above, _, own = name.rpartition(".")
@@ -359,12 +394,16 @@ class _Walk:
         if isinstance(module, nn.GLU):
             return self._glu(x, module.dim)
         if isinstance(module, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
-            known = all(isinstance(one, (Plain, Flat)) or not getattr(one, "sure", True) for one in found)
-            made = Plain(getattr(module, "embed_dim", None)) if known else self._unknown(args)
+            size = getattr(module, "input_size", None) or getattr(module, "embed_dim", 0)
+            open_ones = [
+                one
+                for one in found
+                if (isinstance(one, Image) and one.sure)
+                or (isinstance(one, Unknown) and not one.doubtful(size) and size not in one.channels)
+            ]
+            made = self._unknown(args) if open_ones else Plain(getattr(module, "embed_dim", None))
             return made if isinstance(module, nn.RNNCellBase) else Several(made)
-        if isinstance(module, nn.Identity) or kind.__module__ in (
-            "torch.nn.modules.activation", "torch.nn.modules.dropout",
-        ):  # fmt: skip
+        if isinstance(module, nn.Identity) or kind.__module__ in _PLACEWISE:
             return self._together(found)
         return self._unknown(args)
 
@@ -397,12 +436,15 @@ class _Walk:
 
         if name == "getattr":
             if rest[0] == "shape":
-                return Sizes(x)
+                return Sizes(x, self.batch)
             if isinstance(x, Several):
                 return x.each
             return Number() if rest[0] in ("dtype", "device", "ndim", "is_cuda") else self._unknown(args)
-        if name in ("size", "dim", "numel", "ndimension", "len"):
-            return _size_of(x, rest[0]) if name == "size" and rest else Sizes(x) if name == "size" else Number()
+        if name in ("dim", "numel", "ndimension", "len"):
+            return Number()
+        if name == "size":
+            sizes = Sizes(x, self.batch)
+            return _size_of(sizes, option("dim", 0)) if option("dim", 0) is not None else sizes
         if name == "getitem":
             return self._getitem(x, rest[0])
         if name.startswith("conv") and isinstance(found[0] if found else None, (Plain, Image, Flat, Unknown)):
@@ -546,6 +588,8 @@ class _Walk:
         return self._unknown((x,)) if x.sure else Plain()
 
     def _view(self, x: Any, shape: Sequence[Any]) -> Any:
+        if shape and isinstance(shape[0], Number) and shape[0].batch not in (None, self.batch):
+            return self._unknown((x,))  # NOTE [batches]
         shape = [n.value if isinstance(n, Number) else n for n in shape]
         known = [n if isinstance(n, int) else None for n in shape]
         if len(known) < 2:
@@ -682,7 +726,7 @@ class _Walk:
         if isinstance(x, Several):
             return x.each
         if isinstance(x, Sizes):
-            return _size_of(x.of, index) if not isinstance(index, slice) else Number()
+            return _size_of(x, index) if isinstance(index, int) else Several(Number(None, x.batch))
         index = index if isinstance(index, tuple) else (index,)
         news = [n for n in index if n is None]
         if isinstance(x, Plain):
@@ -738,12 +782,15 @@ def _results(values: Any) -> Iterator[Any]:
         yield values
 
 
-def _size_of(x: Any, axis: Any) -> Number:
+def _size_of(sizes: Sizes, axis: int) -> Number:
+    x = sizes.of
+    if axis == 0:
+        return Number(None, sizes.batch)
     if isinstance(x, Image) and axis == 1:
         return Number(x.channels)
     if isinstance(x, Plain) and axis == -1:
         return Number(x.features)
-    return Number(x.shape[axis]) if isinstance(x, Array) and isinstance(axis, int) else Number()
+    return Number(x.shape[axis]) if isinstance(x, Array) else Number()
 
 
 def _calculated(name: str, args: list[Any]) -> Number:

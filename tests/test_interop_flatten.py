@@ -128,6 +128,7 @@ relu, tanh = jax.nn.relu, jnp.tanh
 rng = np.random.default_rng(0)
 IMAGE, SMALL = rng.standard_normal((2, 3, 6, 6)), rng.standard_normal((2, 3, 4, 4))
 SERIES, LATENT = rng.standard_normal((2, 3, 8)), rng.standard_normal((2, 6))
+FRAMES = rng.standard_normal((2, 2, 3, 6, 6))
 TABLE, WORDS, LABELS = rng.standard_normal((2, 12)), rng.standard_normal((2, 7)), np.array([1, 3])
 C, L = nn.Conv2d, nn.Linear
 
@@ -272,6 +273,40 @@ def autoencoder():
 def autoencoder_twin(v, x):
     z = dense(v["0"]["3"], flat(relu(conv(v["0"]["0"], x))))
     return deconv(v["1"]["3"], relu(dense(v["1"]["0"], z)).reshape(-1, 4, 4, 4))
+
+
+def pooled_forward(self, x):
+    x = F.max_pool2d(x, 2)
+    return self.fc(self.conv(x).flatten(1)) + self.skip(x.flatten(1))
+
+
+def optional_forward(self, x, mask=None, raw=False):
+    if raw:
+        return x
+    if mask is not None:
+        x = x * mask
+    return self.fc(self.conv(x).flatten(1))
+
+
+class Cbam(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.mlp, self.space = nn.Sequential(L(c, 2), nn.ReLU(), L(2, c)), C(2, 1, 1)
+
+    def forward(self, x):
+        gate = self.mlp(F.adaptive_avg_pool2d(x, 1).flatten(1)) + self.mlp(x.amax((2, 3)))
+        x = x * torch.sigmoid(gate).unsqueeze(2).unsqueeze(3).expand_as(x)
+        y = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True)[0]], 1)
+        return x * self.space(y).sigmoid()
+
+
+def cbam_twin(v, x):
+    x = conv(v["0"], x)
+    first, second = v["1"]["mlp"]["0"], v["1"]["mlp"]["2"]
+    gate = sum(dense(second, relu(dense(first, y))) for y in (x.mean((1, 2)), x.max((1, 2))))
+    x = x * jax.nn.sigmoid(gate)[:, None, None]
+    y = jnp.stack([x.mean(-1), x.max(-1)], -1)
+    return dense(v["3"], flat(x * jax.nn.sigmoid(conv(v["1"]["space"], y))))
 
 
 def towers(self, image, words):
@@ -470,6 +505,23 @@ DECIDED = {
     ),
     "vision transformer": (vit, vit_twin, (IMAGE,)),
     "autoencoder": (autoencoder, autoencoder_twin, (IMAGE,)),
+    "the input pooled, and flattened beside a convolution": (
+        lambda: net_of(pooled_forward, conv=C(3, 4, 1), fc=L(36, 5), skip=L(27, 5)),
+        lambda v, x: dense(v["fc"], flat(conv(v["conv"], pool(x)))) + dense(v["skip"], flat(pool(x))), (IMAGE,),
+    ),
+    "arguments that may be left out": (
+        lambda: net_of(optional_forward, conv=C(3, 4, 3), fc=L(64, 5)),
+        lambda v, x: dense(v["fc"], flat(conv(v["conv"], x))), (IMAGE,),
+    ),
+    "attention of channels and places": (
+        lambda: nn.Sequential(C(3, 8, 3), Cbam(8), nn.Flatten(), L(128, 5)), cbam_twin, (IMAGE,),
+    ),
+    "columns as tokens": (
+        lambda: net_of(
+            lambda self, x: self.fc(self.conv(x).mean(2).transpose(1, 2).flatten(1)), conv=C(3, 4, 3), fc=L(16, 5)
+        ),
+        lambda v, x: dense(v["fc"], flat(conv(v["conv"], x).mean(1))), (IMAGE,),
+    ),
     "the input flattened beside a convolution": (
         lambda: net_of(
             lambda self, x: self.fc(self.conv(x).flatten(1)) + self.skip(x.flatten(1)), conv=C(3, 4, 3), fc=L(64, 5),
@@ -519,6 +571,17 @@ class Branch(nn.Module):
 def twice_forward(self, x):
     y = self.conv(x)
     return self.fc(y.flatten(1)) + self.fc(y.permute(0, 2, 3, 1).flatten(1))
+
+
+def frames_forward(self, x):
+    b, t = x.shape[:2]
+    return self.fc(self.conv(x.flatten(0, 1)).view(b, -1))
+
+
+def frames_twin(v, x):  # channels in the third place, for `check` moves the second axis only
+    x = jnp.moveaxis(jnp.moveaxis(x, -1, 1), 2, -1)
+    y = conv(v["conv"], x.reshape(-1, *x.shape[2:]))
+    return dense(v["fc"], y.reshape(len(x), -1))
 
 
 def sides_forward(self, x):
@@ -595,6 +658,10 @@ ASKED = {
         lambda v, z: conv(v["conv"], jnp.cumsum(dense(v["fc"], z), 0).reshape(-1, 4, 4, 4)), (LATENT,),
         ("fc gives 64 features, perhaps an image of the 4 channels that conv reads", "flatten={'fc': (None, 4)}"),
         {"fc": (None, 4)},
+    ),
+    "frames in the batch": (
+        lambda: net_of(frames_forward, conv=C(3, 4, 3), fc=L(128, 5)), frames_twin, (FRAMES,),
+        ("fc reads 128 features, perhaps 4 channels flattened",), {"fc": [(4, 64), (4, 64)]},
     ),
     "an image that a dense layer reads too": (
         lambda: net_of(both_forward, fc=L(6, 64), conv=C(4, 5, 3), out=L(64, 5)), both_twin, (LATENT,),
