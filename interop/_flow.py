@@ -170,6 +170,7 @@ class _Tracer(fx.Tracer):
     """Looks into modules that are neither PyTorch's nor have a rule; what cannot be traced is `opaque`."""
 
     proxy_buffer_attributes = True
+    trace_asserts = True
 
     def __init__(self, names: dict[nn.Module, str]) -> None:
         super().__init__()
@@ -529,6 +530,11 @@ class _Walk:
             return Image(counts.pop(), max(x.axes for x in images), places, sure, claims)
         if len(flats) == len(found) and not arrays:
             return flats[0] if len(set(flats)) == 1 else self._unknown(found)
+        if len(set(flats)) == 1 and len(flats[0].pieces) == 1 and not arrays and all(x.writers for x in plains):
+            if len(flats) + len(plains) == len(found):  # a dense layer's output in the order of what it is added to
+                count = flats[0].pieces[0].channels
+                self.flow.claims |= {Claim(writer, count, None) for x in plains for writer in x.writers}
+                return flats[0]
         if len(plains) == len(found):
             sizes = {x.features for x in plains}
             writers = frozenset().union(*(x.writers for x in plains), {x.name for x in arrays})

@@ -309,6 +309,16 @@ def cbam_twin(v, x):
     return dense(v["3"], flat(x * jax.nn.sigmoid(conv(v["1"]["space"], y))))
 
 
+def residual_forward(self, x):
+    h = self.conv(x).flatten(1)
+    return self.out(h + self.fc(h))
+
+
+def pyramid_forward(self, x):
+    y = self.conv(x)
+    return self.fc(torch.cat([F.adaptive_max_pool2d(y, k).flatten(1) for k in (1, 2)], 1))
+
+
 def towers(self, image, words):
     return self.head(self.conv(image).flatten(1)) + self.text(words)
 
@@ -515,6 +525,15 @@ DECIDED = {
     ),
     "attention of channels and places": (
         lambda: nn.Sequential(C(3, 8, 3), Cbam(8), nn.Flatten(), L(128, 5)), cbam_twin, (IMAGE,),
+    ),
+    "a dense residual of a flattened image": (
+        lambda: net_of(residual_forward, conv=C(3, 4, 3), fc=L(64, 64), out=L(64, 5)),
+        lambda v, x: (lambda h: dense(v["out"], h + dense(v["fc"], h)))(flat(conv(v["conv"], x))), (IMAGE,),
+    ),
+    "spatial pyramid": (
+        lambda: net_of(pyramid_forward, conv=C(3, 4, 3), fc=L(20, 5)),
+        lambda v, x: (lambda y: dense(v["fc"], jnp.concatenate([y.max((1, 2)), flat(pool(y))], 1)))(conv(v["conv"], x)),
+        (IMAGE,),
     ),
     "columns as tokens": (
         lambda: net_of(
