@@ -170,7 +170,6 @@ class _Tracer(fx.Tracer):
     """Looks into modules that are neither PyTorch's nor have a rule; what cannot be traced is `opaque`."""
 
     proxy_buffer_attributes = True
-    trace_asserts = True
 
     def __init__(self, names: dict[nn.Module, str]) -> None:
         super().__init__()
