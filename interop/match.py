@@ -45,8 +45,10 @@ def match(
     What then has no partner, or more than one, raises: nothing is guessed, and there is no partial pair. The order of
     definition is trusted to be that of the calls where names say nothing: `print(pair)` shows the evidence.
 
-    A dense layer behind convolutions reads what a flatten has put in another order in flax: its rows are permuted, as
-    the table shows, where the order of definition leaves no doubt, and `flatten` is asked for otherwise.
+    A dense layer behind a flatten of an image reads it in another order in flax, where channels are last: its rows are
+    permuted, and so are the columns of one whose output is viewed as an image; the table shows it. What reads and
+    writes images is seen in a symbolic trace of the model (`torch.fx`: its `forward` runs once or twice on a copy,
+    without values). Where a step of it is not known, or cannot be traced, `flatten` is asked for.
 
     Args:
         net: the PyTorch model, with its values.
@@ -58,8 +60,8 @@ def match(
             `.on`: `{"aux": None, "*.mask": None}`.
         flatten: name or glob of a dense layer, or of a norm beside it, -> the channels of the image that was flattened
             in front of it, or None: its rows stay as they are. A tuple is for rows and columns: `{"fc": (None, 64)}`
-            for a dense layer whose output is made an image of 64 channels. A list is for features that are
-            concatenated, the channels (or None) and the size of each piece: `{"fc": [(8, 288), (None, 3)]}`.
+            for a dense layer whose output is made an image of 64 channels. A list is for pieces side by side, each
+            (channels, size): `{"fc": [(4, 64), (None, 8)]}` for an image of 4 channels and 8 other features.
         strict: whether options that make two layers compute different functions although their arrays fit, such as the
             epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
             of a bound linen module defines; of other layers `pair.notes` says that they are not compared. If not
@@ -246,7 +248,7 @@ class _Match:
     def _result(self, pairing: Pairing, everything: list[Torch], strict: bool) -> Pair:
         position = {item: n for n, item in enumerate(everything)}
         pairs = sorted(pairing.pairs, key=lambda found: position[found[0]])
-        behind = _flatten.channels([item for item in everything if item.module is not None], self.flatten)
+        behind = _flatten.channels(self.net, [item for item in everything if item.module is not None], self.flatten)
         rows: list[Row] = []
         said = _Said()
         fed: dict[str, tuple[str, ...]] = {}
@@ -421,10 +423,9 @@ def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) 
     (name,) = link.jax
     shape: Any = theirs.shapes[name]
     dense = isinstance(ours.module, nn.Linear)
-    has_rows = not dense or name == "kernel"
-    rows, pieces = (beside.rows, beside.pieces) if has_rows else (None, ())
+    rows = beside.rows if not dense or name == "kernel" else None
     columns = beside.columns if dense else None
-    if rows is None and columns is None and not pieces:
+    if rows is None and columns is None:
         return link, link.note
     if len(shape) > 2:
         raise ValueError(
@@ -434,11 +435,8 @@ def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) 
     said = ["transposed"] if len(shape) == 2 else []
     for what, count, size in (("rows" if dense else "entries", rows, shape[0]), ("columns", columns, shape[-1])):
         if count is not None:
-            said.append(f"{what} permuted ({count} channels x {size // count})")
-    if pieces:
-        each = " + ".join(f"{count} channels x {size // count}" if count else f"{size} as is" for count, size in pieces)
-        said.append(f"{'rows' if dense else 'entries'} permuted ({each})")
-    return _flatten.permuted(link, _flatten.Channels(rows, columns, pieces)), ", ".join(said)
+            said.append(f"{what} permuted ({_flatten.says(count, size)})")
+    return _flatten.permuted(link, _flatten.Channels(rows, columns)), ", ".join(said)
 
 
 @dataclass

@@ -39,7 +39,7 @@ CONVNET = ("conv", "norm", "fc")
 def pair_of(*layers):
     """A model of these layers with its pair, in float64; the parameters hold zeros, kinks and random numbers."""
     torch.manual_seed(0)
-    net = nn.Module()
+    net = nn.Module()  # without a forward, so that nothing tells where the image is flattened
     for name in layers:
         setattr(net, name, LAYERS[name][0]())
     net = net.double()
@@ -53,7 +53,8 @@ def pair_of(*layers):
     if "norm" in layers:
         shapes["batch_stats"] = {"norm": {"mean": (4,), "var": (4,)}}
     leaf = lambda shape: jax.ShapeDtypeStruct(shape, np.float64)  # noqa: E731
-    return net, interop.match(net, jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple)))
+    flatten = {"fc": 4} if {"conv", "fc"} <= {*layers} else None
+    return net, interop.match(net, jax.tree.map(leaf, shapes, is_leaf=lambda x: isinstance(x, tuple)), flatten=flatten)
 
 
 def same_value_grad_and_prox(pair, ours, theirs, params, metric=False):
