@@ -4,6 +4,7 @@ Importing `funcreg` imports neither framework: import the wing you train with. W
 `funcreg.interop`, which imports both when it is first used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,24 +14,6 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`funcreg.interop`: the top-level package `interop` that is installed with this one, and no other."""
-    if name != "interop":
-        raise AttributeError(f"module 'funcreg' has no attribute {name!r}")
-    from importlib import import_module
-
-    try:
-        module = import_module("interop")
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if missing not in ("torch", "jax", "flax", "optax"):
-            raise
-        raise ImportError(
-            f"funcreg.interop needs both frameworks, and {missing} is not installed: pip install 'funcreg[all]'"
-        ) from error
-    if getattr(module, "PART_OF", None) != "funcreg":
-        where = getattr(module, "__file__", None) or ", ".join(getattr(module, "__path__", ["?"]))
-        raise ImportError(
-            f"funcreg.interop: another installed package of the name interop shadows the one that comes with funcreg: "
-            f"{where}; uninstall or rename it, or put funcreg before it on sys.path, and start Python again"
-        )
-    return module
+    if name == "interop":  # imports both frameworks, and only when it is asked for
+        return import_module("funcreg.interop")
+    raise AttributeError(f"module 'funcreg' has no attribute {name!r}")

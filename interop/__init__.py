@@ -1,6 +1,10 @@
 """What crosses between PyTorch and JAX: import it as `from funcreg import interop`.
 
-It needs both frameworks (`pip install 'funcreg[all]'`); each wing alone does without it.
+`match(net, flax)` makes the `Pair` by which parameters, gradients, penalties and optimizers cross; `to_jax` and
+`to_torch` carry any tree of arrays; `save` and `load` are for files; `rules.register` declares the twin of a layer of
+one's own.
+
+It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alone does without it.
 """
 
 from . import rules as rules

@@ -106,6 +106,10 @@ def _read_mapping(where: str, tree: Mapping[Any, Any]) -> Side:
                 keys[path] = None if sorted_by_jax else names
             new = {key: walk(child, (*name, str(key)), (*path, str(key)), trained) for key, child in node.items()}
             return new if type(node) is dict else type(node)(new)  # pyright: ignore[reportCallIssue]
+        if type(node) in (list, tuple):
+            keys[path] = [str(i) for i in range(len(node))]
+            children = enumerate(node)
+            return type(node)(walk(child, (*name, str(i)), (*path, str(i)), trained) for i, child in children)
         if node is None:
             return None
         dotted = ".".join(name)
@@ -144,6 +148,8 @@ def _filled(names: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(names, Mapping):
         new = {key: _filled(child, values) for key, child in names.items()}
         return new if type(names) is dict else type(names)(new)  # pyright: ignore[reportCallIssue]
+    if isinstance(names, (list, tuple)):
+        return type(names)(_filled(child, values) for child in names)
     return None if names is None else values[names]
 
 
@@ -172,24 +178,29 @@ def _read_state(where: str, state: Any) -> Side:
     leaves: dict[str, Leaf] = {}
     keys: dict[Path, list[str] | None] = {}
     places: dict[str, tuple[Any, Any]] = {}
-    for path, variable in nnx.to_flat_state(state):
+    flat = nnx.to_flat_state(state)
+    pure = not any(isinstance(variable, nnx.Variable) for _, variable in flat)  # nothing says what is trained: all
+    for path, variable in flat:
         boxed = isinstance(variable, nnx.Variable)
         if boxed and not _is_weight(variable):
             continue
         name = ".".join(map(str, path))
-        value = _array(where, name, variable.get_value() if boxed else variable)
-        _add(where, leaves, Leaf(name, tuple(map(str, path)), not boxed or isinstance(variable, nnx.Param), value))
+        value = variable.get_value() if boxed else variable
+        trained = isinstance(variable, nnx.Param) if boxed else pure
+        if not trained and isinstance(value, (bool, int, float)):  # a counter or an option, no array
+            continue
+        value = _array(where, name, value)
+        _add(where, leaves, Leaf(name, tuple(map(str, path)), trained, value))
         # not the array: a pair would keep it alive
         places[name] = path, variable.replace(jax.ShapeDtypeStruct(value.shape, value.dtype)) if boxed else None
 
     def build(values: Mapping[str, Any], only_params: bool = False) -> Tree:
         new = []
         for name, (path, variable) in places.items():
-            if trained[name] or not only_params:
+            if leaves[name].trained or not only_params:
                 new.append((path, values[name] if variable is None else variable.replace(values[name])))
         return nnx.from_flat_state(new)
 
-    trained = {name: leaf.trained for name, leaf in leaves.items()}
     return Side(leaves, keys, build, lambda values: build(values, only_params=True))
 
 

@@ -15,7 +15,7 @@ Label = tuple[tuple[str, tuple[int, ...]], ...]  # per component: its letters an
 _KINDS = frozenset(
     "linear dense fc lin conv convolution convtranspose deconv norm layernorm batchnorm groupnorm rmsnorm instancenorm "
     "bn ln gn rms layer layers block blocks module modules net seq sequential list proj projection embed embedding emb "
-    "general d b h l w".split()
+    "general".split()
 )
 # Words for one kind of layer.
 _SYNONYMS = {
@@ -54,7 +54,9 @@ def roles(path: Path) -> frozenset[str]:
     words = [w.lower() for part in path for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_a-zA-Z]+", part)]
     # wq, wk, wv, wo: the weights of query, key, value and output
     words = [w[1] if re.fullmatch("w[qkvo]", w) else w for w in words]
-    return frozenset(w for w in words if w not in _KINDS)
+    # `h` and `w` may be height and width; beside a number or another word a letter is the kind: `l1`, `h_0`
+    letters = {w for part in path if len(part) > 1 for w in "dbhlw" if w in re.split(r"[\W\d_]+", part.lower())}
+    return frozenset(w for w in words if w not in _KINDS and w not in letters)
 
 
 def same_role(a: frozenset[str], b: frozenset[str]) -> bool:
@@ -77,11 +79,27 @@ def distinct_roles(paths: Sequence[Path]) -> list[frozenset[str]]:
 
 
 def pair_by_label(ours: Sequence[Path], theirs: Sequence[Path]) -> list[int] | None:
-    """For each of ours the index of its partner if all have equal names, or None."""
-    labels = {label(path): i for i, path in enumerate(theirs)}
-    if len(labels) == len(theirs) and {label(path) for path in ours} == set(labels):
-        return [labels[label(path)] for path in ours]
+    """For each of ours the index of its partner if all have equal names, or None.
+
+    Names are equal as they are, or as labels, or as labels without what all names of a side begin with: a wrapper.
+    """
+    for key in (_itself, label):
+        for some, others in ((ours, theirs), (_without_wrapper(ours), _without_wrapper(theirs))):
+            index = {key(path): i for i, path in enumerate(others)}
+            if len(index) == len(others) and {key(path) for path in some} == set(index):
+                return [index[key(path)] for path in some]
     return None
+
+
+def _itself(path: Path) -> Path:
+    return path
+
+
+def _without_wrapper(paths: Sequence[Path]) -> list[Path]:
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    return [path[shared:] for path in paths]
 
 
 def pair_by_stem(ours: Sequence[Path], theirs: Sequence[Path]) -> dict[Stems, Stems] | None:
@@ -112,4 +130,6 @@ def pair_by_stem(ours: Sequence[Path], theirs: Sequence[Path]) -> dict[Stems, St
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """The key of the natural order: `Dense_2` before `Dense_10`."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name) if part
+    ]

@@ -9,10 +9,12 @@ import contextlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ._refusals import TO_TORCH, checked
@@ -34,7 +36,8 @@ def save(path: str | os.PathLike[str], tree: Tree) -> None:
 
     Args:
         path: ends in `.safetensors` or `.msgpack`.
-        tree: arrays of PyTorch, JAX or NumPy: `net.state_dict()`, linen variables, `nnx.state(model)`.
+        tree: arrays of PyTorch, JAX or NumPy: `net.state_dict()`, linen variables, the state of an optimizer, or
+            `nnx.state(model, (nnx.Param, nnx.BatchStat))`, which leaves out the PRNG keys of a dropout.
 
     Raises:
         ValueError: another ending, a name that `load` would refuse, or two leaves of one name.
@@ -53,6 +56,12 @@ def save(path: str | os.PathLike[str], tree: Tree) -> None:
     if not isinstance(nested, dict):
         raise TypeError(f"save: the tree must be a dict or another container with names, got {type(tree).__name__}")
     leaves = dict(_named("save", nested))
+    for name, leaf in leaves.items():
+        whole = not isinstance(leaf, int) or -(2**63) <= leaf < 2**64
+        if isinstance(leaf, str | bytes) or not whole:
+            raise TypeError(
+                f"save: {name!r} is {leaf!r:.60}, and files hold arrays and numbers of 64 bits; leave it out"
+            )
     with _whole(file) as part:
         if file.suffix == ".safetensors":
             _write_safetensors(part, leaves)
@@ -78,6 +87,8 @@ def load(path: str | os.PathLike[str], allow_nonfinite: bool = False) -> dict[st
         FileNotFoundError: no such file.
     """
     file = _file("load", path)
+    if file.is_dir():
+        raise IsADirectoryError(f"load: {str(file)!r} is a folder; name the file")
     read = _read_safetensors if file.suffix == ".safetensors" else _read_msgpack
     tree = read(file)
     for name, leaf in _named("load", tree, f" ({file})"):
@@ -89,6 +100,8 @@ def load(path: str | os.PathLike[str], allow_nonfinite: bool = False) -> dict[st
 
 
 def _file(where: str, path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{where}: path must be a string or a Path, and come first; got {type(path).__name__}")
     file = Path(path)
     if file.suffix in (".safetensors", ".msgpack"):
         return file
@@ -102,10 +115,17 @@ def _file(where: str, path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def _whole(file: Path) -> Iterator[Path]:
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    """A new file beside it, which takes its place when all is written; every writer has its own."""
+    target = file.resolve()  # through a link, which stays one
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"save: there is no folder {str(target.parent)!r}; make it first")
+    part = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # follows no link, and the umask
+    mode = part.stat().st_mode
     try:
         yield part
-        os.replace(part, file)
+        part.chmod(mode)  # safetensors makes files for their owner only
+        os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
 
@@ -126,6 +146,8 @@ def _state_dict(node: Any) -> Any:
         return {field: _state_dict(getattr(node, field)) for field in node._fields}  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(node, (list, tuple)):
         return {str(i): _state_dict(child) for i, child in enumerate(node)}
+    if node is not None and not jax.tree.leaves(node):  # constants that JAX carries in a tree
+        return {}
     return node
 
 
@@ -156,7 +178,8 @@ def _check_key(where: str, key: Any, name: str, note: str) -> None:
         raise ValueError(f"{where}: keys must be strings, got {key!r} at {name!r}{note}")
     parts = key.replace("\\", "/").replace("/", ".").split(".")
     dunder = any(part.startswith("__") and part.endswith("__") and len(part) > 3 for part in parts)
-    if ".." in key or key.startswith(("/", "\\")) or dunder or "\0" in key or not key:
+    broken = any(0xD800 <= ord(char) < 0xE000 for char in key)  # half a character, which no file can hold
+    if ".." in key or key.startswith(("/", "\\")) or dunder or broken or "\0" in key or not key:
         raise ValueError(
             f"{where}: the key {key!r} is unsafe as the name of a file or of an attribute{note}; rename it where the "
             "file is made"
@@ -187,8 +210,12 @@ def _read_safetensors(file: Path) -> dict[str, Any]:
         with safe_open(file, framework="pt") as opened:
             _refuse_twins(file)
             return {name: numpy_view(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"load: {file} is no whole safetensors file ({error}); fetch or write it again") from error
+    except (SafetensorError, KeyError, TypeError, OverflowError) as error:
+        # the last three: dtypes and sizes that the library lets pass and PyTorch has not
+        raise ValueError(
+            f"load: {file} is no safetensors file that PyTorch can hold ({type(error).__name__}: {error}); fetch or "
+            "write it again"
+        ) from error
 
 
 def _refuse_twins(file: Path) -> None:

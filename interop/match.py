@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import _fit, _flatten, _flax, _layers, _options, _renames, rules
@@ -89,6 +90,13 @@ def match(
     where = "match"
     if not isinstance(net, nn.Module):
         raise TypeError(f"{where}: net must be an nn.Module, got {type(net).__module__}.{type(net).__name__}")
+    if isinstance(net, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{where}: net is a {type(net).__name__} of TorchScript, whose layers have no class; pass the model"
+        )
+    for name, value in (("rename", rename), ("flatten", flatten)):
+        if value is not None and not isinstance(value, Mapping):
+            raise TypeError(f"{where}: {name} must be a dict by names of the PyTorch side, got {value!r}")
     state = net.state_dict(keep_vars=True)
     for name, x in state.items():
         if isinstance(x, Tensor):
@@ -251,7 +259,7 @@ class _Match:
             )
         self._note_ties(rows, notes)
         self._note_dtypes(rows, notes)
-        kept = self._kept(rows, notes)
+        self._note_left_out(rows, notes)
         if said.differences and strict:
             raise ValueError(
                 "match: the arrays fit, but these layers compute different functions (strict=False only notes it):\n  "
@@ -265,7 +273,7 @@ class _Match:
             parameters,
             (*notes, *said.differences),
             self.net,
-            TorchSide(forms, self.first, kept, frozenset(parameters)),
+            TorchSide(forms, self.first, frozenset(parameters)),
             FlaxSide(
                 {name: form_of(leaf.value) for name, leaf in leaves.items()},
                 frozenset(name for name, leaf in leaves.items() if leaf.trained),
@@ -299,8 +307,11 @@ class _Match:
             links = rules.links_of(ours.module, theirs.shapes, twin)
         except rules.Mismatch as error:
             raise ValueError(f"match: {ours} and {theirs}: {error}") from error
+        about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}"
+        for link in links:
+            if link.note:
+                said.remarks.setdefault(link.note, []).append(about)
         if twin is not None:
-            about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}"
             remarks = _remarks(ours.module, twin)
             for text in rules.differences(ours.module, twin):
                 if text in remarks:
@@ -357,17 +368,15 @@ class _Match:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             notes.append(f"{names[0]}{more}: {ours} in PyTorch, {theirs} in flax; values keep their own")
 
-    def _kept(self, rows: list[Row], notes: list[str]) -> dict[str, Any]:
-        """What has no twin, as it is now."""
+    def _note_left_out(self, rows: list[Row], notes: list[str]) -> None:
         linked = {name for row in rows for name in row.link.torch}
-        kept = {}
-        for name, x in self.state.items():
-            if self.first[name] == name and name not in linked:
-                kept[name] = x.detach().clone() if isinstance(x, Tensor) else x
-        told = [name for name in kept if not _layers.is_count(name)]
+        told = [
+            name
+            for name, first in self.first.items()
+            if name == first and name not in linked and not _layers.is_count(name)
+        ]
         if told:
-            notes.append(f"left out: {', '.join(told)}; to_torch gives what they are now")
-        return kept
+            notes.append(f"left out: {', '.join(told)}; to_torch gives them as they are in the model")
 
 
 def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) -> tuple[Link, str]:

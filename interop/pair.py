@@ -61,13 +61,11 @@ class TorchSide(NamedTuple):
     Attributes:
         forms: of every array of the state dict, in its order.
         first: for every name of it the first name of the same array: tied arrays have several.
-        kept: what has no twin in flax, by name, as it was when the pair was made.
         trained: the first names of the parameters.
     """
 
     forms: Mapping[str, Form]
     first: Mapping[str, str]
-    kept: Mapping[str, Any]
     trained: frozenset[str]
 
 
@@ -170,7 +168,7 @@ class Pair:
 
         Returns:
             A dict for `net.load_state_dict(...)`, with every name: tied arrays under all of theirs, and what flax does
-            not hold (`num_batches_tracked`, arrays that `rename` left out) as it was when the pair was made.
+            not hold (`num_batches_tracked`, arrays that `rename` left out) as it is in the model now.
 
         Raises:
             ValueError: a missing or additional leaf; another shape; a dtype other than the model's, into which
@@ -202,10 +200,11 @@ class Pair:
                         f"({', '.join(map(repr, self._leaves_of(name)))}) have different values; make them equal first"
                     )
                 new.setdefault(name, x)
+        now = self.net.state_dict()
         state = {}
         for name, first in self.torch.first.items():
-            kept = self.torch.kept.get(first)
-            state[name] = new[first] if first in new else kept.clone() if isinstance(kept, Tensor) else kept
+            own = new[first] if first in new else now[name]
+            state[name] = own.clone() if first not in new and isinstance(own, Tensor) else own
         return state
 
     # --- what the optimizer has for each parameter ---
@@ -330,28 +329,147 @@ class Pair:
     def optimizer_to_jax(
         self, optimizer: Optimizer, scheduler: Any = None, steps_per_epoch: int = 1
     ) -> tuple[optax.GradientTransformation, TorchOptimizerState]:
-        """`optimizers.optimizer_to_jax` of this pair: the transformation and its state, mid-run."""
+        """The same optimizer on the JAX side, mid-run: what it does next is what PyTorch would have done next.
+
+        The transformation follows PyTorch's formulas, not those of optax's optimizer of the same name, which differ for
+        most (eps, AMSGrad, dampening, NAdam, RAdam, Adagrad). In float64 the two agree to a few units in the last
+        place. Every parameter keeps its own step count, its group's hyper-parameters and its group's learning rate,
+        which is in the state: `state._replace(learning_rate=...)` changes it.
+
+        What calls `tx.init` itself would start afresh, without the moments and counts. The state goes into it by
+
+            optimizer = nnx.Optimizer(
+                model, optax.GradientTransformation(lambda _: opt_state, tx.update), wrt=nnx.Param
+            )
+            state = TrainState.create(apply_fn=model.apply, params=params, tx=tx).replace(opt_state=opt_state)
+
+        `fr.to_flat(opt_state)` and `fr.from_flat(tx.init(params), flat)` of `funcreg.jax` save and restore it by name,
+        flax's `serialization.to_bytes(opt_state)` and `from_bytes(tx.init(params), data)` as msgpack; a new
+        process makes its `tx` as the old one did, with the scheduler at the same step.
+
+        A gradient of zero is a gradient: it decays the moments and counts. What `p.grad is None` is in PyTorch is None
+        (or `optax.MaskedNode()`) in `updates` here: the leaf and its state stay as they are. Parameters in no group,
+        and those with `requires_grad=False`, are never moved.
+
+        A penalty that `fr.attach` has put on the optimizer crosses with it: every update ends with the same proximal
+        step of the penalty that it has now.
+
+        `foreach` and `fused` change nothing but the order of rounding. With `capturable` or `differentiable` PyTorch
+        takes powers of its float32 step counts in float32; here they are taken as without. Half precision rounds after
+        the same operations as in PyTorch.
+
+        Args:
+            optimizer: SGD, Adam, AdamW, RMSprop, Adagrad, Adamax, Adadelta, NAdam or RAdam, over parameters of the
+                pair's net.
+            scheduler: of the learning rate: ConstantLR, LinearLR, ExponentialLR, PolynomialLR, StepLR, MultiStepLR,
+                CosineAnnealingLR, CosineAnnealingWarmRestarts, SequentialLR, a ChainedScheduler of the first six; or a
+                function `count -> learning rate`, or one rate for each group, that JAX can trace, `count` being the
+                updates (epochs, with `steps_per_epoch`) from now on. A scheduler goes on from its own last step, with
+                one `scheduler.step()` after every update. An optimizer that has had one (`'initial_lr'` in its groups)
+                needs one here: `lambda count: 0.001` where the rate shall stay.
+            steps_per_epoch: the scheduler is stepped after as many updates instead, an epoch; the optimizer must then
+                stand at the end of one. The updates that the optimizer has counted must be as many epochs as the
+                scheduler has (SGD counts none: there it is the caller's promise); for a scheduler that was made later
+                than the state, pass `interop.optimizers.schedule_of(scheduler)` in its place.
+
+        Returns:
+            `(tx, opt_state)`. `tx.update` needs the parameters; `tx.init(params)` is a fresh state of the same
+            structure, at the rates that the groups have now.
+
+        Raises:
+            TypeError: an optimizer or a scheduler without an exact twin, with the difference; complex parameters.
+            ValueError: no scheduler where the optimizer has had one, or one at another step than the optimizer;
+                parameters that are not the net's, or of which the JAX side has the sum (the two biases of an LSTM:
+                leave the layer out of the optimizer); a state that is not whole, hooks around the step; a penalty on a
+                parameter that the JAX side holds in several arrays; float64 where JAX has x64 disabled; tensors as `lr`
+                or `betas` that are narrower than the parameters, with which PyTorch computes in their dtype.
+        """
         from .optimizers import optimizer_to_jax
 
         return optimizer_to_jax(self, optimizer, scheduler, steps_per_epoch)
 
     @outside_compilation
     def optimizer_to_torch(self, opt_state: Any, optimizer: Optimizer) -> None:
-        """`optimizers.optimizer_to_torch` of this pair: a state is written into an optimizer of torch.optim."""
+        """Write the state that a JAX run has reached into an optimizer of torch.optim, which goes on from there.
+
+        The optimizer is made as for a new run, with the hyper-parameters of the JAX run, over the parameters of the
+        pair's net; these are moved on their own (`net.load_state_dict(pair.to_torch(params))`). Nothing is written
+        until everything has been checked. As `load_state_dict` does, it replaces the state of every parameter and the
+        learning rate of every group (of a state of ours, and of `optax.inject_hyperparams` unless that rate is a
+        schedule; others hold no rate).
+
+        An attached penalty must be that of the run: its rules, options and strengths are compared, anchors and
+        importances are not.
+
+        A scheduler is made for the fresh optimizer and stepped as often as in the whole run so far, before this call,
+        which writes the rate anew; for a state of ours `updates` is what the scheduler had done at the port, and
+        `int(opt_state.count)`:
+
+            optimizer.zero_grad()
+            optimizer.step()  # does nothing without gradients, but PyTorch wants one before the scheduler's
+            for _ in range(updates):
+                scheduler.step()
+            pair.optimizer_to_torch(opt_state, optimizer)
+
+        A state of optax tells neither its hyper-parameters, unless they are injected, which are compared, nor its
+        schedule. Those of `yogi`, `lamb` and `nadam` look like `adam`'s, that of `sign_sgd` like `sgd`'s; none tells
+        `nesterov`, or that the rate of `rmsprop` with momentum was changed on the way. The defaults differ:
+        `weight_decay` is 1e-4 in `optax.adamw` and 0.01 in `AdamW`; `optax.rmsprop` has `decay=0.9` and
+        `eps_in_sqrt=True`, `RMSprop` has `alpha=0.99` and eps outside the root, so that it needs `eps_in_sqrt=False`
+        there; `optax.adagrad` starts at 0.1 with eps inside the root, `Adagrad` at 0 with eps outside, so that neither
+        goes on as the other. An `eps_root` other than 0 and the `nesterov` of `optax.adam` have no counterpart in
+        PyTorch.
+
+        Args:
+            opt_state: of `optimizer_to_jax`, also as `nnx.Optimizer` holds it, or in `optax.chain` with clipping and
+                the like; or of optax where it means the same: `sgd`, `adam`, `adamw`, `adamax`, `adadelta`, and
+                `rmsprop(..., eps_in_sqrt=False)`, with momentum at a constant learning rate. What is masked and
+                remembers nothing, such as the decay of `adamw(mask=...)`, is a matter of the optimizer's groups.
+            optimizer: made with the same hyper-parameters, which an optax state does not tell.
+
+        Raises:
+            TypeError: an optimizer without an exact twin, or an optax state that it cannot continue, with the
+                difference.
+            ValueError: hyper-parameters, groups, shapes or dtypes that differ; leaves of one parameter at different
+                steps; a state of optax with a schedule, and no scheduler.
+        """
         from .optimizers import optimizer_to_torch
 
         optimizer_to_torch(self, opt_state, optimizer)
 
     @outside_compilation
     def opt_state_to_jax(self, state: Any) -> Any:
-        """`optimizers.opt_state_to_jax` of this pair: states of `funcreg.torch`, a `TrainState` as well."""
+        """A state of the functional optimizers of `funcreg.torch` as that of `funcreg.jax` and optax, in the same run.
+
+        `prox_sgd`, `prox_adam`, `add_penalty_gradient`, everything of `funcreg.torch.optax`, in chains as well, and the
+        `TrainState` of `train_step` with parameters, state and extra. Trees like the parameters are carried across by
+        the pair, counts as they are. The transformation on the other side is made with the same arguments, and with
+        `pair.penalty_to_jax(penalty)`.
+
+        Args:
+            state: the state; the keys of its trees are the names of the net's parameters (`fr.params(net)`). The
+                `extra` of a `TrainState` is empty, or the dict of the net's buffers; it becomes the collections beside
+                `params`, or the part of the `nnx.State` that is no Param.
+
+        Raises:
+            TypeError: a state without a twin.
+            ValueError: trees that are not like the parameters of the pair; float64 where JAX has x64 disabled.
+        """
         from .optimizers import opt_state_to_jax
 
         return opt_state_to_jax(self, state)
 
     @outside_compilation
     def opt_state_to_torch(self, state: Any) -> Any:
-        """`optimizers.opt_state_to_torch` of this pair: states of `funcreg.jax` and optax, a `TrainState` as well."""
+        """The way back of `opt_state_to_jax`; trees like the parameters become dicts by PyTorch's names.
+
+        Args:
+            state: the state; the `extra` of a `TrainState` is empty, or what `opt_state_to_jax` makes of buffers.
+
+        Raises:
+            TypeError: a state without a twin.
+            ValueError: trees that are not like the parameters of the pair.
+        """
         from .optimizers import opt_state_to_torch
 
         return opt_state_to_torch(self, state)

@@ -52,6 +52,7 @@ def test_interop_is_an_alias_that_imports_both_frameworks_when_it_is_used():
     modules = loaded("import funcreg; from funcreg import interop; assert interop is funcreg.interop; interop.to_jax")
     assert {"torch", "jax", "interop"} <= modules
     assert not {"flax", "optax"} & modules
+    loaded("from funcreg.interop import to_jax; import funcreg.interop, interop; assert funcreg.interop is interop")
 
 
 @pytest.mark.parametrize("form", ["package", "module", "folder"])

@@ -1,5 +1,6 @@
 """`interop.save` and `interop.load`: the same bits, the formats' own readers and writers, and hostile files refused."""
 
+import concurrent.futures
 import functools
 import json
 import os
@@ -102,6 +103,24 @@ def test_nnx_states_are_saved_by_their_names(tmp_path, ending):
     assert same(kernel, state["layers"][0]["kernel"].get_value())
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_state_of_an_optimizer_is_saved_without_its_constants(tmp_path, ending):
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    pair = interop.match(net, {"kernel": np.ones((3, 2), "f"), "bias": np.ones(2, "f")})
+    _, state = pair.optimizer_to_jax(optimizer)
+    interop.save(tmp_path / f"x{ending}", (state, optax.EmptyState()))
+    back = interop.load(tmp_path / f"x{ending}")
+    if ending == ".safetensors":
+        assert same(back["0.state.exp_avg.kernel"], state.state["exp_avg"]["kernel"]) and len(back) == 8
+    else:
+        restored = flax.serialization.from_state_dict(state, back["0"])
+        assert restored.settings is state.settings
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), restored, state)
+
+
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "x.safetensors"
     interop.save(file, {"a": np.ones(2)})
@@ -131,6 +150,9 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
         ({"a": jnp.ones(2, jnp.int4)}, TypeError, "the leaf 'a' is int4"),
         ({"a": torch.ones(2, device="meta")}, TypeError, "the leaf 'a' is a tensor on the meta device"),
         ({"a": object()}, TypeError, "the leaf 'a' is a builtins.object"),
+        ({"a": "text"}, TypeError, "save: 'a' is 'text', and files hold arrays and numbers"),
+        ({"a": 2**70}, TypeError, "save: 'a' is 1180591620717411303424, and files hold"),
+        ({"\ud800": np.ones(1)}, ValueError, "is unsafe as the name"),
         (torch.nn.Linear(1, 1), TypeError, "save: got a Linear; pass fr.params"),
         (np.ones(2), TypeError, "the tree must be a dict or another container with names, got ndarray"),
     ],
@@ -151,6 +173,37 @@ def test_dtypes_that_safetensors_lacks(tmp_path, dtype):
     assert same(interop.load(tmp_path / "x.msgpack")["a"], ones["a"])
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_writers_do_not_disturb_each_other(tmp_path, ending):
+    file = tmp_path / f"x{ending}"
+    interop.save(file, {"a": np.zeros(1000)})
+
+    def work(i):
+        for _ in range(10):
+            interop.save(file, {"a": np.full(1000, float(i))})
+            assert len(set(interop.load(file)["a"].tolist())) == 1  # one writer's, whole
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert os.listdir(tmp_path) == [file.name]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_file_is_written_as_others_are(tmp_path, ending):
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / f"link{ending}"
+    link.symlink_to(tmp_path / "folder" / f"x{ending}")
+    interop.save(link, {"a": np.ones(2)})
+    assert link.is_symlink() and interop.load(link)["a"].tolist() == [1, 1]
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "folder" / f"x{ending}").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(FileNotFoundError, match="save: there is no folder '.*nowhere'; make it first"):
+        interop.save(tmp_path / "nowhere" / f"x{ending}", {"a": np.ones(2)})
+    (tmp_path / f"d{ending}").mkdir()
+    with pytest.raises(IsADirectoryError, match="load: .* is a folder; name the file"):
+        interop.load(tmp_path / f"d{ending}")
+
+
 @pytest.mark.parametrize("name", ["x.pt", "x.bin", "x.npz", "x.pkl"])
 def test_formats_that_can_run_code_are_not_opened(tmp_path, name):
     with pytest.raises(ValueError, match="can run code or hold pickles"):
@@ -158,6 +211,8 @@ def test_formats_that_can_run_code_are_not_opened(tmp_path, name):
 
 
 def test_other_endings_and_missing_files(tmp_path):
+    with pytest.raises(TypeError, match="save: path must be a string or a Path, and come first; got dict"):
+        interop.save({}, tmp_path / "x.msgpack")
     with pytest.raises(ValueError, match=r"save: path must end in \.safetensors or \.msgpack, got '.*x.h5'"):
         interop.save(tmp_path / "x.h5", {})
     for ending in ENDINGS:
@@ -202,6 +257,8 @@ SAFETENSORS = {
     "negative": header(entry(shape=[-2])),
     "unknown dtype": header(entry(dtype="F31")),
     "wrong dtype": header(entry(dtype="F64")),
+    "dtype of half bytes": header(entry(dtype="F4", shape=[16])),
+    "empty but huge": header(entry(shape=[2**63, 0], data_offsets=[0, 0]), b""),
     "escapes": header(entry().replace('"a"', '"../../a"')),
     "absolute": header(entry().replace('"a"', '"/etc/a"')),
     "dunder": header(entry().replace('"a"', '"__class__.__init__"')),

@@ -532,7 +532,7 @@ def test_bare_arrays_are_paired_as_they_lie():
     pair = interop.match(Bare(4, 3), BARE, rename={"mask": None})
     names = links_by_name(pair)
     assert names["pos",] == ("pos_embedding",) and names["cls",] == ("cls_token",)
-    assert pair.notes == ("left out: mask; to_torch gives what they are now",)
+    assert pair.notes == ("left out: mask; to_torch gives them as they are in the model",)
     given = torch.arange(12.0).reshape(4, 3)
     out = pair.to_jax({**Bare(4, 3).state_dict(), "pos": given})
     np.testing.assert_array_equal(out["pos_embedding"], given)
@@ -590,15 +590,15 @@ def test_what_is_left_out_stays_as_it_was():
     net.bn.num_batches_tracked += 7
     pair = interop.match(net, flax, rename={"fc.weight": None})
     assert links_by_name(pair)["fc.bias",] == ("b",)
-    old = {name: x.clone() for name, x in net.state_dict().items()}
     values = pair.to_jax(net)
-    with torch.no_grad():
+    with torch.no_grad():  # what is left out may be trained on, and is not set back
         net.fc.weight += 1
         net.bn.num_batches_tracked += 1
+    now = {name: x.clone() for name, x in net.state_dict().items()}
     back = pair.to_torch(values)
-    assert list(back) == list(old) and all(torch.equal(back[name], x) for name, x in old.items())
-    back["fc.weight"] += 1  # a copy: the pair keeps what it has
-    assert torch.equal(pair.to_torch(values)["fc.weight"], old["fc.weight"])
+    assert list(back) == list(now) and all(torch.equal(back[name], x) for name, x in now.items())
+    back["fc.weight"] += 1  # a copy
+    assert torch.equal(net.fc.weight, now["fc.weight"])
     assert pair.to_torch(values).keys() == net.state_dict().keys()
 
 
@@ -609,7 +609,7 @@ def test_rename_none_leaves_subtrees_out():
     assert interop.match(net, flax_squares("fc"), rename={"aux.*": None}).notes == pair.notes
     deep = net_of(a=net_of(b=Bare(4, 3)))
     assert interop.match(deep, BARE, rename={"*.mask": None}).notes == (
-        "left out: a.b.mask; to_torch gives what they are now",
+        "left out: a.b.mask; to_torch gives them as they are in the model",
     )
 
 
@@ -1309,6 +1309,79 @@ def test_models_cross_by_files(tmp_path, ending):
 def test_the_example_of_the_docstring():
     result = doctest.testmod(sys.modules["interop.match"])
     assert result.attempted > 5 and result.failed == 0
+
+
+# --- what an nnx module and a tree may hold besides ---
+
+
+def test_plain_arrays_of_a_module_are_its_buffers():
+    net = net_of(fc=nn.Linear(3, 4))
+    net.register_buffer("mask", torch.arange(2.0))
+    model = nnx.Dict(fc=nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+    model.mask = jnp.zeros(2)
+    model.count = nnx.Variable(0)
+    pair = interop.match(net, model)
+    nnx.update(model, pair.to_jax(net))
+    assert model.mask.tolist() == [0, 1] and model.count.get_value() == 0
+    gradients = pair.parameters_to_jax(dict(net.named_parameters()))
+    assert jax.tree.structure(gradients) == jax.tree.structure(nnx.state(model, nnx.Param))
+
+
+def test_trees_may_hold_lists():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    tree = {"layers": [{"w": dense(3, 4)}, {"w": dense(4, 2)}]}
+    pair = interop.match(net, tree)
+    there = pair.to_jax(net)
+    assert jax.tree.structure(there) == jax.tree.structure(tree)
+    assert there["layers"][1]["w"]["kernel"].shape == (4, 2)
+    assert all(torch.equal(x, net.state_dict()[name]) for name, x in pair.to_torch(there).items())
+
+
+# --- names that differ in little ---
+
+
+def nnx_dict(*names):
+    return nnx.Dict({name: nnx.Linear(4, 4, rngs=nnx.Rngs(i)) for i, name in enumerate(names)})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (("a1b", "ab1"), ("ab1", "a1b")),
+        (("w", "W"), ("W", "w")),
+        (("a", "A"), ("A", "a")),
+        (("x_", "x"), ("x", "x_")),
+        (("conv", "proj"), ("proj", "conv")),
+        (("h", "w", "head"), ("w", "head", "h")),
+        (("b\u00b2", "b\u00b9"), ("b\u00b9", "b\u00b2")),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_equal_names_are_twins_whatever_the_order(ours, theirs, wrapped):
+    net = net_of(**{name: nn.Linear(4, 4) for name in ours})
+    pair = interop.match(nn.Sequential(net) if wrapped else net, nnx_dict(*theirs))
+    for link in pair.links:
+        assert link.torch[0].removeprefix("0.").split(".")[0] == link.jax[0].split(".")[0]
+
+
+def test_single_letters_are_words():
+    pair = interop.match(net_of(h=nn.Linear(4, 4), w=nn.Linear(4, 4)), nnx_dict("width", "height"))
+    assert twins_of(pair) == {"h": "height", "w": "width"}
+    pair = interop.match(net_of(l1=nn.Linear(4, 4), l2=nn.Linear(4, 4)), nnx_dict("fc1", "fc2"))
+    assert twins_of(pair) == {"l1": "fc1", "l2": "fc2"}
+
+
+def test_what_is_assumed_is_among_the_notes():
+    net = net_of(up=nn.ConvTranspose1d(4, 4, 3))
+    (note,) = interop.match(net, {"up": {"kernel": shaped(3, 4, 4), "bias": shaped(4)}}).notes
+    assert note.startswith("up / up: ") and "transpose_kernel" in note
+
+
+@pytest.mark.parametrize("options", [{"rename": "fc"}, {"flatten": 3}, {"rename": ["fc"]}])
+def test_options_are_dicts(options):
+    (name,) = options
+    with pytest.raises(TypeError, match=f"match: {name} must be a dict by names of the PyTorch side, got "):
+        interop.match(net_of(fc=nn.Linear(3, 4)), {"fc": dense(3, 4)}, **options)
 
 
 def test_leaves_of_either_byte_order_cross():

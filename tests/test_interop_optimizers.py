@@ -6,6 +6,7 @@ parameter, and where one passes through 0 that rounding is many units of what is
 """
 
 import copy
+import inspect
 import itertools
 import sys
 
@@ -23,6 +24,7 @@ import funcreg.jax as fr_jax
 import funcreg.torch as fr
 import interop
 from funcreg.torch import optax as fr_optax
+from interop.links import Link
 from interop.optimizers import TorchOptimizerState
 
 ULP = 16
@@ -542,6 +544,80 @@ def test_linens_train_state_and_its_files_keep_it(x64):
         assert state.opt_state.settings == opt_state.settings
 
 
+def test_help_of_the_pair_says_what_crosses_and_where_the_state_goes():
+    for name in ("optimizer_to_jax", "optimizer_to_torch", "opt_state_to_jax", "opt_state_to_torch"):
+        doc = inspect.getdoc(getattr(interop.Pair, name)) or ""
+        assert "Args:\n" in doc and "Raises:\n" in doc and doc.count("\n") > 6, name
+    doc = inspect.getdoc(interop.Pair.optimizer_to_jax) or ""
+    recipes = doc.partition("goes into it by\n")[2].partition("`fr.to_flat")[0]
+    net = away_from_zero(Net(), torch.float32)
+    optimizer = torch.optim.Adam(net.parameters())
+    torch_steps(net, optimizer, draw(net, 2))
+    model = Nnx(rngs=nnx.Rngs(0))
+    tx, opt_state = interop.match(net, model).optimizer_to_jax(optimizer)
+    names = {"nnx": nnx, "optax": optax, "TrainState": TrainState, "model": model, "tx": tx, "opt_state": opt_state}
+    nnx_lines, linen_line = inspect.cleandoc(recipes).rsplit("\n", 1)
+    exec(nnx_lines, names)
+    grads = jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+    names["optimizer"].update(model, grads)
+    pair, words = net_pair(net), jnp.zeros(1, jnp.int32)
+    tx, opt_state = pair.optimizer_to_jax(optimizer)
+    params = pair.to_jax(net)
+    names |= {"model": Flax(), "params": params, "tx": tx, "opt_state": opt_state}
+    exec(linen_line, names)
+    state = names["state"].apply_gradients(grads=jax.tree.map(jnp.ones_like, params))
+    assert state.apply_fn({"params": state.params}, words).shape == (1, 2)
+    for after in (names["optimizer"].opt_state.state, state.opt_state.state):
+        assert all(float(x) == 3 for x in jax.tree.leaves(after["step"]))
+
+
+@pytest.mark.parametrize("variables", [True, False])
+def test_a_state_is_saved_and_restored_into_a_fresh_one(variables, x64):
+    """With linen's variables as with their parameters."""
+    net = away_from_zero(Dense())
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    torch_steps(net, optimizer, draw(net, 3))
+    with x64():
+        leaves = {"hidden": {"kernel": np.zeros((2, 3)), "bias": np.zeros(3)}}
+        pair = interop.match(net, {"params": leaves} if variables else leaves)
+        tx, opt_state = pair.optimizer_to_jax(optimizer)
+        params = pair.to_jax(net)
+        assert ("params" in params) == variables
+        fresh = tx.init(params)
+        assert jax.tree.structure(fresh) == jax.tree.structure(opt_state)
+        flat = fr_jax.to_flat(opt_state)
+        assert "state.exp_avg.hidden.kernel" in flat
+        from_bytes = serialization.from_bytes(fresh, serialization.to_bytes(opt_state))
+        for again in (fr_jax.from_flat(fresh, flat), from_bytes):
+            assert again.settings == opt_state.settings
+            assert all(jax.tree.leaves(jax.tree.map(np.array_equal, again, opt_state)))
+        grads = jax.tree.map(jnp.ones_like, params)
+        updates, after = jax.jit(tx.update)(grads, opt_state, params)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+        assert jax.tree.structure(after) == jax.tree.structure(opt_state)
+
+
+def test_what_holds_a_state_is_refused_with_the_way_to_it():
+    net = away_from_zero(Net(), torch.float32)
+    optimizer = torch.optim.Adam(net.parameters())
+    pair = net_pair(net)
+    ported = tx, opt_state = pair.optimizer_to_jax(optimizer)
+    params = pair.to_jax(net)
+    taken = nnx.Optimizer(Nnx(rngs=nnx.Rngs(0)), optax.adam(0.1), wrt=nnx.Param)
+    for given, why in (
+        (taken, "Optimizer; pass its opt_state"),
+        (nnx.state(taken), "nnx.State; pass the opt_state of the nnx.Optimizer itself, optimizer.opt_state"),
+        (TrainState.create(apply_fn=None, params=params, tx=tx), "TrainState; pass its opt_state"),
+        (fr_jax.TrainState(params, opt_state, ()), "TrainState; pass its opt_state"),
+        (ported, "tuple with a transformation in it; pass the second one"),
+        (tx, "GradientTransformation; pass the state"),
+        (optax.adam(0.1), "GradientTransformationExtraArgs; pass the state"),
+    ):
+        with pytest.raises(TypeError, match=f"optimizer_to_torch: opt_state must be .*, got {why}"):
+            pair.optimizer_to_torch(given, optimizer)
+    pair.optimizer_to_torch(taken.opt_state, optimizer)
+
+
 def test_it_is_a_transformation_like_others(x64):
     """In a chain, under jit with the state donated, under vmap over members, and pickled."""
     net = away_from_zero(Dense())
@@ -625,6 +701,9 @@ def test_a_state_of_optax_goes_on_in_torch(cls, options, tx, x64):
         (torch.optim.SGD, {}, optax.sgd(0.01, 0.9), "holds TraceState"),
         (torch.optim.Adam, {}, optax.sgd(0.01, 0.9), "holds TraceState"),
         (torch.optim.Adam, {}, optax.masked(optax.adam(0.01), {"hidden": True}), "holds MaskedState"),
+        (torch.optim.Adam, {}, fr_jax.prox_adam(0.01, fr_jax.l1(0.1)), r"ProxAdamState, .* pair.opt_state_to_torch\("),
+        (torch.optim.SGD, {}, fr_jax.prox_sgd(0.01, fr_jax.l1(0.1)), r"ProxSgdState, .* pair.opt_state_to_torch\("),
+        (torch.optim.Adam, {}, optax.MultiSteps(optax.adam(0.01), 2), "MultiStepsState, .*pass opt_state.inner_opt_st"),
         (torch.optim.RMSprop, {}, optax.rmsprop(0.01, momentum=0.9), "momentum=0 cannot go on"),
         (torch.optim.RMSprop, {"centered": True}, optax.rmsprop(0.01), "centered=True"),
         (torch.optim.RMSprop, {"momentum": 0.9}, optax.rmsprop(lambda count: 0.01, momentum=0.9), "under a schedule"),
@@ -635,6 +714,130 @@ def test_a_state_of_optax_that_means_something_else_is_refused(cls, options, tx,
     pair = dense_pair(net)
     with pytest.raises(TypeError, match=why):
         pair.optimizer_to_torch(tx.init(pair.to_jax(net)), cls(net.parameters(), **{"lr": 0.01, **options}))
+
+
+@pytest.mark.relaxed_promotion
+@pytest.mark.parametrize("injected", [False, True])
+def test_a_scheduled_state_of_optax_goes_on_under_a_scheduler(injected, x64):
+    """Without one the rate would be lost. The recipe of the docstring steps it, and PyTorch does not warn."""
+    net = away_from_zero(Dense())
+    grads = draw(net, 12)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    schedule = optax.exponential_decay(0.02, 1, 0.75)
+    tx = optax.inject_hyperparams(optax.adam)(schedule) if injected else optax.adam(schedule)
+    with x64():
+        pair = dense_pair(net)
+        params, opt_state = jax_steps(pair, tx, tx.init(pair.to_jax(net)), pair.to_jax(net), grads[:6])
+        load(net, pair, params)
+        with pytest.raises(ValueError, match=r"comes from a schedule, .*ConstantLR\(optimizer, 1.0\) where"):
+            pair.optimizer_to_torch(opt_state, optimizer)
+        other = torch.optim.Adam(net.parameters(), lr=0.5)
+        torch.optim.lr_scheduler.ConstantLR(other, 1.0)
+        pair.optimizer_to_torch(opt_state, other)
+        assert other.param_groups[0]["lr"] == 0.5
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.75)
+        run_recipe(pair, optimizer, scheduler, opt_state, 6)
+        torch_steps(net, optimizer, grads[6:], scheduler)
+        params, _ = jax_steps(pair, tx, opt_state, params, grads[6:])
+        got = pair.parameters_to_torch(params)
+    # optax holds an injected rate in float32
+    assert all(np.allclose(got[name], p, rtol=1e-7 if injected else 1e-12) for name, p in own(net).items())
+
+
+def run_recipe(pair, optimizer, scheduler, opt_state, updates):
+    doc = inspect.getdoc(interop.Pair.optimizer_to_torch) or ""
+    lines = doc.partition("`int(opt_state.count)`:\n")[2].partition("A state of optax")[0]
+    exec(inspect.cleandoc(lines), dict(locals()))
+
+
+def test_a_schedule_around_a_ported_optimizer_is_refused():
+    net = away_from_zero(Dense(), torch.float32)
+    optimizer, pair = torch.optim.Adam(net.parameters()), dense_pair(net)
+    tx, _ = pair.optimizer_to_jax(optimizer)
+    state = optax.chain(tx, optax.scale_by_schedule(lambda count: 0.5)).init(pair.to_jax(net))
+    with pytest.raises(TypeError, match="in a chain with a schedule, .* optimizer_to_jax, scheduler="):
+        pair.optimizer_to_torch(state, optimizer)
+
+
+def test_defaults_that_differ_are_those_of_the_docstring():
+    theirs = {name: inspect.signature(getattr(optax, name)).parameters for name in ("adamw", "rmsprop", "adagrad")}
+    ours = {cls: inspect.signature(getattr(torch.optim, cls)).parameters for cls in ("AdamW", "RMSprop", "Adagrad")}
+    doc = " ".join((inspect.getdoc(interop.Pair.optimizer_to_torch) or "").split())
+    assert (theirs["adamw"]["weight_decay"].default, ours["AdamW"]["weight_decay"].default) == (1e-4, 0.01)
+    assert "1e-4 in `optax.adamw` and 0.01 in `AdamW`" in doc
+    assert [theirs["rmsprop"][name].default for name in ("decay", "eps_in_sqrt", "initial_scale")] == [0.9, True, 0.0]
+    assert ours["RMSprop"]["alpha"].default == 0.99
+    assert "`decay=0.9` and `eps_in_sqrt=True`, `RMSprop` has `alpha=0.99`" in doc
+    assert theirs["adagrad"]["initial_accumulator_value"].default == 0.1
+    assert ours["Adagrad"]["initial_accumulator_value"].default == 0
+
+
+def decayed_kernels(tree):
+    return jax.tree.map(lambda x: x.ndim > 1, tree)
+
+
+MASKED = {
+    "alone": optax.adamw(0.01, weight_decay=0.1, mask=decayed_kernels),
+    "in a chain": optax.chain(
+        optax.masked(optax.scale(1.0), decayed_kernels), optax.adamw(0.01, weight_decay=0.1, mask=decayed_kernels)
+    ),
+    "with rates in the state": optax.inject_hyperparams(optax.adamw, static_args="mask")(
+        0.01, weight_decay=0.1, mask=decayed_kernels
+    ),
+}
+
+
+@pytest.mark.relaxed_promotion
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_decay_goes_on_in_two_groups(name, x64):
+    net = away_from_zero(Dense())
+    grads = draw(net, 12)
+    groups = [{"params": [net.hidden.weight]}, {"params": [net.hidden.bias], "weight_decay": 0.0}]
+    optimizer, tx = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1), MASKED[name]
+    with x64():
+        pair = dense_pair(net)
+        params = pair.to_jax(net)
+        params, state = jax_steps(pair, tx, tx.init(params), params, grads[:6])
+        load(net, pair, params)
+        pair.optimizer_to_torch(state, optimizer)
+        torch_steps(net, optimizer, grads[6:])
+        params, _ = jax_steps(pair, tx, state, params, grads[6:])
+        got = pair.parameters_to_torch(params)
+    assert all(np.allclose(got[name], p, rtol=1e-12, atol=0) for name, p in own(net).items())
+
+
+@pytest.mark.relaxed_promotion
+def test_states_around_others_go_on_as_their_refusals_say(x64):
+    """Each label of a partition in an optimizer of its own; what MultiSteps holds, between two of its updates."""
+    net = away_from_zero(Dense())
+    grads = draw(net, 12)
+    kernel, bias = torch.optim.Adam([net.hidden.weight], lr=0.01), torch.optim.SGD([net.hidden.bias], 0.01, 0.9)
+    labels = {"hidden": {"kernel": "a", "bias": "b"}}
+    tx = optax.partition({"a": optax.adam(0.01), "b": optax.sgd(0.01, 0.9)}, labels)
+    with x64():
+        pair = dense_pair(net)
+        params, state = jax_steps(pair, tx, tx.init(pair.to_jax(net)), pair.to_jax(net), grads[:6])
+        load(net, pair, params)
+        with pytest.raises(TypeError, match=r"PartitionState, .* opt_state.inner_states\[label\].inner_state"):
+            pair.optimizer_to_torch(state, kernel)
+        pair.optimizer_to_torch(state.inner_states["a"].inner_state, kernel)
+        pair.optimizer_to_torch(state.inner_states["b"].inner_state, bias)
+        torch_steps(net, kernel, grads[6:])
+        torch_steps(net, bias, grads[6:])
+        params, _ = jax_steps(pair, tx, state, params, grads[6:])
+        assert ulps(pair, params, net) <= 4 * ULP
+
+        multi = optax.MultiSteps(optax.adam(0.01), 2)
+        params, state = jax_steps(pair, multi, multi.init(params), params, grads[:6])
+        assert int(state.mini_step) == 0
+        load(net, pair, params)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        pair.optimizer_to_torch(state.inner_opt_state, optimizer)
+        halves = [{k: (a[k] + b[k]) / 2 for k in a} for a, b in zip(grads[6::2], grads[7::2], strict=True)]
+        torch_steps(net, optimizer, halves)
+        params, _ = jax_steps(pair, multi, state, params, grads[6:])
+        got = pair.parameters_to_torch(params)  # optax corrects in float32 inside of its lax.cond
+    assert all(np.allclose(got[name], p, rtol=1e-8, atol=0) for name, p in own(net).items())
 
 
 # --- an attached penalty ---
@@ -696,6 +899,50 @@ def test_an_attached_penalty_crosses_with_the_optimizer(cls, options, start, x64
     assert close(own(back), net, 8 * ULP)
     kept, written = ({i: s.keys() for i, s in o.state_dict()["state"].items()} for o in (optimizer, again))
     assert kept == written
+
+
+def test_the_penalty_must_be_that_of_the_run():
+    """Rule, options and strength on every leaf; the order of a sum and the values of arrays are not compared."""
+    net = away_from_zero(Dense(), torch.float32)
+    pair = dense_pair(net)
+
+    def adam(penalty):
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+        return optimizer, fr.attach(optimizer, net, penalty)
+
+    kernel = fr.l1(0.5).on("hidden.weight")
+    cases = [
+        (
+            kernel,
+            fr.l1(0.25).on("hidden.weight"),
+            "'hidden.kernel' is l1 of strength 0.5 in the state and l1 of .* 0.25",
+        ),
+        (
+            kernel,
+            fr.l2(0.5).on("hidden.weight"),
+            "is l1 of strength 0.5 in the state and l2 of strength 0.5 in the opt",
+        ),
+        (kernel, fr.l1(0.5), "'hidden.bias' is none in the state and l1 of strength 0.5 in the optimizer"),
+        (
+            fr.group_lasso(1.0, axis=-1).on("hidden.weight"),
+            fr.group_lasso(1.0, axis=-2).on("hidden.weight"),
+            "axis=.-1,.*axis=.-2,",
+        ),
+        (kernel, fr.anchored(kernel, own(net)), "is l1 of .* and anchored l1 of"),
+        (fr.non_negative(), 0.5 * kernel, "is non_negative in the state"),
+    ]
+    for here, there, why in cases:
+        _, state = pair.optimizer_to_jax(adam(here)[0])
+        optimizer, handle = adam(there)
+        with pytest.raises(ValueError, match=f"optimizer_to_torch: the penalty on .*{why}"):
+            pair.optimizer_to_torch(state, optimizer)
+        handle.penalty = here
+        pair.optimizer_to_torch(state, optimizer)
+    _, state = pair.optimizer_to_jax(adam(kernel + fr.l2(0.1))[0])
+    pair.optimizer_to_torch(state, adam(fr.l2(0.1) + 0.5 * fr.l1(torch.tensor(1.0)).on("hidden.weight"))[0])
+    importance = {name: 2 * torch.ones_like(p) for name, p in own(net).items()}
+    _, state = pair.optimizer_to_jax(adam(fr.anchored(fr.l2(0.1), own(net), importance))[0])
+    pair.optimizer_to_torch(state, adam(fr.anchored(fr.l2(0.2), own(net), importance))[0])
 
 
 def test_an_attached_penalty_gives_zeros_in_the_run_above(x64):
@@ -936,8 +1183,8 @@ def port_refusals(net):
     shaped.state[net.hidden.weight]["exp_avg"] = torch.zeros(2, 3)
     yield shaped, ValueError, r"'exp_avg' in the state of 'hidden.weight' is torch.float32 of shape \[2, 3\], the param"
     narrow = trained()
-    narrow.state[net.hidden.weight]["exp_avg"] = torch.zeros(3, 2, dtype=torch.float64)
-    yield narrow, ValueError, "'exp_avg' in the state of 'hidden.weight' is torch.float64"
+    narrow.state[net.hidden.weight]["exp_avg"] = torch.zeros(3, 2, dtype=torch.bfloat16)
+    yield narrow, ValueError, "'exp_avg' in the state of 'hidden.weight' is torch.bfloat16"
     other = torch.nn.Linear(2, 3)
     yield adam(other.parameters()), ValueError, r"parameter 0 of group 0 \(\[3, 2\]\) of the optimizer is no parameter"
     wrapped = adam(net.parameters())
@@ -973,7 +1220,7 @@ def test_complex_and_replaced_parameters_are_refused():
         pair.optimizer_to_jax(optimizer)
 
 
-def test_float64_without_x64_and_traces_are_refused():
+def test_traces_are_refused():
     net = away_from_zero(Dense(), torch.float32)
     pair = dense_pair(net)
     optimizer = torch.optim.Adam(net.parameters())
@@ -982,9 +1229,56 @@ def test_float64_without_x64_and_traces_are_refused():
         jax.jit(lambda state: pair.optimizer_to_torch(state, optimizer))(state)
     with pytest.raises(RuntimeError, match="while JAX traces a function"):
         jax.jit(lambda: pair.optimizer_to_jax(optimizer)[1].count)()
-    net.double()
-    with pytest.raises(ValueError, match="float64"):
-        pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
+
+
+def test_float64_is_for_the_whole_run(x64):
+    """Nothing is narrowed, neither at the port nor in the first update after a block with x64."""
+    net = away_from_zero(Dense())
+    pair = dense_pair(net)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    torch_steps(net, optimizer, draw(net, 2))
+    whole = (
+        r'is .*float64, .* whole run, jax.config.update\("jax_enable_x64", True\), or port in float32: net.float\(\);'
+    )
+    with pytest.raises(ValueError, match=f"optimizer_to_jax: 'hidden.weight' {whole}"):
+        pair.optimizer_to_jax(optimizer)
+    with pytest.raises(ValueError, match=r"opt_state_to_jax: 'hidden.weight' .*jax.config.update"):
+        pair.opt_state_to_jax(fr.prox_adam(0.1, fr.l1(0.1)).init(own(net)))
+    with pytest.raises(ValueError, match=r"opt_state_to_jax: 'hidden.weight' .*jax.config.update"):
+        pair.opt_state_to_jax(fr.TrainState(own(net), (), ()))
+    with x64():
+        tx, state = pair.optimizer_to_jax(optimizer)
+        params = pair.to_jax(net)
+        grads = jax.tree.map(jnp.zeros_like, params)
+    narrow = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    for update in (tx.update, jax.jit(tx.update)):
+        for these in (params, narrow):
+            with pytest.raises(ValueError, match=f"'hidden.(bias|kernel)' {whole}"):
+                update(grads, state, these)
+    with pytest.raises(ValueError, match=whole):
+        tx.init(params)
+
+    net.float()
+    with pytest.raises(
+        ValueError, match=r"net.to\(...\) came after it: optimizer.load_state_dict\(optimizer.state_dict\("
+    ):
+        pair.optimizer_to_jax(optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    tx, state = pair.optimizer_to_jax(optimizer)
+    grads = draw(net, 3)
+    params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads)
+    torch_steps(net, optimizer, grads)
+    assert all(np.allclose(x, net.get_parameter(n).detach()) for n, x in pair.parameters_to_torch(params).items())
+
+
+def test_only_what_crosses_must_be_held_by_jax():
+    """float64 parameters that `rename` leaves out are none of its concern."""
+    net = away_from_zero(Net(), torch.float32)
+    net.out.double()
+    leaves = {"embed": {"embedding": np.zeros((5, 4))}, "hidden": {"kernel": np.zeros((4, 3)), "bias": np.zeros(3)}}
+    pair = interop.match(net, jax.tree.map(np.float32, leaves), {"out": None})
+    _, state = pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
+    assert fr_jax.to_flat(state)["state.exp_avg.embed.embedding"].dtype == jnp.float32
 
 
 def test_an_update_that_does_not_fit_is_refused():
@@ -1073,15 +1367,102 @@ def test_nothing_is_written_unless_all_of_it_can_be():
         assert all(torch.equal(x, after["state"][i][k]) for i, s in before["state"].items() for k, x in s.items())
 
 
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = torch.nn.LSTM(2, 3)
+        self.out = torch.nn.Linear(3, 2)
+
+
+def recurrent_pair(net):
+    cell = nnx.OptimizedLSTMCell(2, 3, rngs=nnx.Rngs(0))
+    leaves = {"rnn": nnx.to_pure_dict(nnx.state(cell, nnx.Param))}
+    leaves["out"] = {"kernel": np.zeros((3, 2), np.float32), "bias": np.zeros(2, np.float32)}
+    return interop.match(net, leaves)
+
+
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}])
 def test_biases_that_are_one_in_flax_are_refused(options):
     """Each of the two has a step of its own, so that their sum moves twice as far: no state is needed for that."""
-    net = torch.nn.ModuleDict({"rnn": torch.nn.LSTM(2, 3)})
-    cell = nnx.OptimizedLSTMCell(2, 3, rngs=nnx.Rngs(0))
-    pair = interop.match(net, {"rnn": nnx.to_pure_dict(nnx.state(cell, nnx.Param))})
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, **options)
-    with pytest.raises(ValueError, match="bias_ih_l0.*added up have gradients and moments of their own"):
-        pair.optimizer_to_jax(optimizer)
+    net = Recurrent()
+    pair = recurrent_pair(net)
+    lstm = dict(net.rnn.named_parameters())
+    one = [lstm.pop("bias_hh_l0")]
+    both = "'rnn.bias_ih_l0', 'rnn.bias_hh_l0' of the optimizer are added up on the JAX side .*bias_ih_l0 "
+    for groups, why in (
+        ([{"params": net.parameters()}], both),
+        ([{"params": lstm.values()}, {"params": one, "lr": 0.2}], both),
+        ([{"params": one}], "'rnn.bias_hh_l0' of the optimizer is added up on the JAX side"),
+    ):
+        optimizer = torch.optim.SGD(groups, lr=0.1, **options)
+        whole = f"{why}.* Leave the layer out of the optimizer, or make it with one bias"
+        with pytest.raises(ValueError, match=f"optimizer_to_jax: {whole}"):
+            pair.optimizer_to_jax(optimizer)
+        with pytest.raises(ValueError, match=f"optimizer_to_torch: {whole}"):
+            pair.optimizer_to_torch((), optimizer)
+
+
+def test_a_layer_whose_biases_are_one_may_be_left_out_of_the_optimizer():
+    net = away_from_zero(Recurrent(), torch.float32)
+    pair = recurrent_pair(net)
+    optimizer = torch.optim.Adam([net.rnn.weight_ih_l0, *net.out.parameters()], lr=0.01)
+    grads = draw(net, 6)
+    torch_steps(net, optimizer, grads[:3])
+    tx, state = pair.optimizer_to_jax(optimizer)
+    before = params = pair.to_jax(net)
+    there = jax.tree.map(jnp.ones_like, params)
+    for grad in grads[3:]:
+        there["out"] = interop.to_jax({"kernel": grad["out.weight"].T, "bias": grad["out.bias"]})
+        updates, state = tx.update(there, state, params)
+        params = optax.apply_updates(params, updates)
+    torch_steps(net, optimizer, grads[3:])
+    assert np.allclose(params["out"]["kernel"].T, net.out.weight.detach(), rtol=1e-6)
+    moved = {name for name, x in fr_jax.to_flat(updates).items() if np.any(x)}
+    assert moved == {"rnn.dense_i.kernel", "out.kernel", "out.bias"}
+    assert np.array_equal(params["rnn"]["dense_h"]["bias"], before["rnn"]["dense_h"]["bias"])
+    again = torch.optim.Adam([net.rnn.weight_ih_l0, *net.out.parameters()], lr=0.01)
+    pair.optimizer_to_torch(state, again)
+    assert shape_of(again) == shape_of(optimizer)
+
+
+class Halves(torch.nn.Module):
+    """Two parameters that are one leaf on the JAX side."""
+
+    def __init__(self):
+        super().__init__()
+        self.upper, self.lower = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+
+
+def test_parameters_of_one_leaf_must_be_treated_alike(monkeypatch):
+    monkeypatch.setattr(interop.rules, "RULES", dict(interop.rules.RULES))
+    joined = Link(("upper", "lower"), ("kernel",), lambda *x: (np.concatenate(x),), lambda x: tuple(np.split(x, 2)))
+    interop.rules.register(Halves, lambda module: [joined])
+    net = torch.nn.ModuleDict({"halves": Halves()})
+    pair = interop.match(net, {"halves": {"kernel": np.zeros((4, 3), np.float32)}})
+    upper, lower = net["halves"].upper, net["halves"].lower
+    pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
+    why = (
+        "'halves.upper' and 'halves.lower' are one leaf on the JAX side, 'halves.kernel', but differ in their group of"
+    )
+    for groups in ([{"params": [upper]}, {"params": [lower]}], [{"params": [upper]}]):
+        with pytest.raises(ValueError, match=f"optimizer_to_jax: {why}"):
+            pair.optimizer_to_jax(torch.optim.Adam(groups))
+    penalized = torch.optim.SGD(net.parameters(), lr=0.1)
+    fr.attach(penalized, net, fr.l1(0.1).on("*upper"))
+    with pytest.raises(ValueError, match=f"optimizer_to_jax: {why}"):
+        pair.optimizer_to_jax(penalized)
+    lower.requires_grad_(False)
+    with pytest.raises(ValueError, match="in requires_grad or in their penalty; treat them alike"):
+        pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
+
+
+def test_a_parameter_that_is_tied_in_torch_only_is_refused():
+    net = torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 4), "head": torch.nn.Linear(4, 5, bias=False)})
+    net["head"].weight = net["embed"].weight
+    leaves = {"embed": {"embedding": np.zeros((5, 4))}, "head": {"kernel": np.zeros((4, 5))}}
+    pair = interop.match(net, jax.tree.map(np.float32, leaves))
+    with pytest.raises(ValueError, match="optimizer_to_jax: 'embed.weight' is tied .*'embed.embedding', 'head.kernel'"):
+        pair.optimizer_to_jax(torch.optim.SGD(net.parameters(), lr=0.1))
 
 
 def test_what_rename_leaves_out_does_not_cross(x64):
@@ -1188,6 +1569,7 @@ def test_an_injected_schedule_is_no_rate_of_the_next_update():
     """As with `optax.adam(schedule)`: the rate is that of the optimizer, whose own scheduler stands there."""
     net, pair, state = injected(optax.adam, learning_rate=lambda count: 0.5 / (count + 1))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.25)
+    torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     pair.optimizer_to_torch(state, optimizer)
     assert optimizer.param_groups[0]["lr"] == 0.25
     net, pair, state = injected(optax.rmsprop, **{**RMSPROP, "learning_rate": lambda count: 0.01})

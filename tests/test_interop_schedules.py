@@ -1,5 +1,6 @@
 """Schedulers of torch.optim on the JAX side: the same learning rates at every update, from wherever they stand."""
 
+import inspect
 import warnings
 
 import jax
@@ -11,6 +12,7 @@ import torch
 from torch.optim import lr_scheduler as schedulers
 
 import interop
+import interop.optimizers
 from interop.optimizers.schedules import rates_of
 
 HORIZON = 12
@@ -168,6 +170,34 @@ def test_a_scheduler_goes_on_in_torch_when_it_has_been_stepped_as_far(name, x64)
         advance(optimizer, scheduler)
 
 
+@pytest.mark.parametrize("name", ["exponential", "cosine", "warm-up, cosine", "chained"])
+def test_the_recipe_of_the_docstring_steps_a_scheduler_without_a_warning(name, x64):
+    net, optimizer, scheduler = two_groups(KNOWN[name])
+    advance(optimizer, scheduler, 3)
+    with x64():
+        pair = pair_of(net)
+        tx, opt_state = pair.optimizer_to_jax(optimizer, scheduler)
+        params = pair.to_jax(net)
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)  # of an earlier use, which must move nothing
+        before = [p.detach().clone() for p in net.parameters()]
+        for _ in range(4):
+            _, opt_state = tx.update(params, opt_state, params)
+        groups = [{"params": g["params"], "lr": lr} for g, lr in zip(optimizer.param_groups, BASES, strict=True)]
+        again = torch.optim.SGD(groups)
+        names = {"optimizer": again, "scheduler": KNOWN[name](again), "pair": pair, "opt_state": opt_state}
+        doc = inspect.getdoc(interop.Pair.optimizer_to_torch) or ""
+        recipe = doc.partition("`int(opt_state.count)`:\n")[2].partition("A state of optax")[0]
+        exec(inspect.cleandoc(recipe), {**names, "updates": 3 + int(opt_state.count)})
+    advance(optimizer, scheduler, 4)
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+    for _ in range(10):
+        assert np.allclose(now(again), now(optimizer), rtol=1e-12, atol=1e-17)
+        again.step()
+        names["scheduler"].step()
+        advance(optimizer, scheduler)
+
+
 def test_a_rate_changed_by_hand_goes_on_as_torch_continues_it(x64):
     for name in ("exponential", "step", "linear", "chained"):
         net, optimizer, scheduler = two_groups(KNOWN[name])
@@ -213,11 +243,12 @@ def test_a_function_of_the_count_stands_in_for_what_jax_cannot_trace(x64):
             advance(optimizer, scheduler)
             assert np.allclose(np.array(state.learning_rate), now(optimizer), rtol=1e-12)
         tx, state = pair.optimizer_to_jax(optimizer, lambda count: 0.5)
+        assert [float(rate) for rate in state.learning_rate] == [0.5, 0.5]  # of the very first update
         _, state = tx.update(params, state, params)
         assert [float(rate) for rate in state.learning_rate] == [0.5, 0.5]
-        tx, state = pair.optimizer_to_jax(optimizer, lambda count: (0.5,))
-        with pytest.raises(ValueError, match="one rate, or one for each of the 2 groups"):
-            tx.update(params, state, params)
+        for wrong in ((0.5,), jnp.ones(2), None):
+            with pytest.raises(ValueError, match="one rate, or one for each of the 2 groups"):
+                pair.optimizer_to_jax(optimizer, lambda count, wrong=wrong: wrong)
 
 
 def moved(optimizer):
@@ -242,8 +273,15 @@ def fraction(optimizer):
             "LambdaLR, whose function JAX may not be able to trace; pass",
         ),
         (lambda o: schedulers.MultiplicativeLR(o, lambda k: 0.5), "MultiplicativeLR, whose function"),
-        (lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=9, cycle_momentum=False), "OneCycleLR, which also moves"),
-        (lambda o: schedulers.CyclicLR(o, 0.1, 0.2, cycle_momentum=False), "CyclicLR, which also moves the momentum"),
+        (
+            lambda o: schedulers.OneCycleLR(o, 0.1, total_steps=9, cycle_momentum=False),
+            "OneCycleLR, which is not known here; pass a twin that JAX can trace, a function count -> learning rate",
+        ),
+        (lambda o: schedulers.CyclicLR(o, 0.1, 0.2, cycle_momentum=False), "CyclicLR, which is not known here; pass"),
+        (
+            lambda o: schedulers.CyclicLR(o, 0.1, 0.2),
+            "CyclicLR, which moves the momentum as well, and that is a constant here: it has no twin",
+        ),
         (lambda o: schedulers.ReduceLROnPlateau(o), "ReduceLROnPlateau, which decides by the values of the loss"),
         (lambda o: schedulers.LinearLR(o, 0.5, 1.0, 0), "LinearLR, with total_iters=0"),
         (
@@ -271,11 +309,119 @@ def test_a_scheduler_without_an_exact_twin_is_refused(make, why):
         pair_of(net.float()).optimizer_to_jax(optimizer, scheduler)
 
 
+def counting(make, updates=0, every=1):
+    """Adam, which counts its updates; the scheduler is stepped after every so many."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    scheduler = make(optimizer)
+    train(net, optimizer, scheduler, updates, every)
+    return net, optimizer, scheduler
+
+
+def train(net, optimizer, scheduler, updates, every=1, start=0):
+    for i in range(start, start + updates):
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        if i % every == every - 1:
+            scheduler.step()
+
+
+def test_a_scheduler_that_was_forgotten_is_refused():
+    net, optimizer, scheduler = counting(lambda o: schedulers.CosineAnnealingLR(o, 60), 3)
+    pair, rate = pair_of(net), float(optimizer.param_groups[0]["lr"])
+    with pytest.raises(ValueError, match="has had a scheduler, .*'initial_lr' .* pass it, scheduler=") as error:
+        pair.optimizer_to_jax(optimizer)
+    remedy = str(error.value).rpartition("scheduler=")[2]
+    tx, state = pair.optimizer_to_jax(optimizer, eval(remedy))
+    params = pair.to_jax(net)
+    _, state = tx.update(params, state, params)
+    assert np.allclose(state.learning_rate[0], rate, rtol=1e-7)
+    net, optimizer, scheduler = two_groups(KNOWN["step"])
+    with pytest.raises(ValueError, match=r"scheduler=lambda count: \(0\.1, 0\.03\)$"):
+        pair_of(net.float()).optimizer_to_jax(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("updates", "every", "given", "why"),
+    [
+        (40, 5, 1, "done 40 updates and the StepLR has last_epoch=8, .* 8 updates with .*=1: steps_per_epoch=5 would"),
+        (12, 2, 4, "done 12 updates .* last_epoch=6, which are 24 .*=4: steps_per_epoch=2 would agree"),
+        (
+            43,
+            5,
+            5,
+            "done 43 updates .* last_epoch=8, which are 40 .*=5: the epoch is not over; port after sch",
+        ),
+        (43, 5, 1, "done 43 updates .* last_epoch=8, .*=1: port right after scheduler.step"),
+        (3, 5, 1, "done 3 updates .* last_epoch=0, which are 0 updates .*: port right after scheduler.step"),
+    ],
+)
+def test_a_scheduler_at_another_step_than_the_optimizer_is_refused(updates, every, given, why):
+    net, optimizer, scheduler = counting(lambda o: schedulers.StepLR(o, 3), updates, every)
+    with pytest.raises(ValueError, match=f"optimizer_to_jax: the optimizer has {why}"):
+        pair_of(net).optimizer_to_jax(optimizer, scheduler, steps_per_epoch=given)
+
+
+def test_a_scheduler_without_a_twin_is_refused_for_that_first():
+    net, optimizer, _ = counting(lambda o: schedulers.ConstantLR(o), 4)
+    with pytest.raises(TypeError, match="ReduceLROnPlateau, which decides by the values of the loss"):
+        pair_of(net).optimizer_to_jax(optimizer, schedulers.ReduceLROnPlateau(optimizer))
+
+
+def test_steps_that_can_be_explained_or_not_be_judged_are_accepted():
+    net, optimizer, scheduler = counting(lambda o: schedulers.StepLR(o, 2), 15, 5)
+    pair = pair_of(net)
+    pair.optimizer_to_jax(optimizer, scheduler, steps_per_epoch=5)
+    del optimizer.state[net[0].bias]  # had no gradient so far
+    pair.optimizer_to_jax(optimizer, scheduler, 5)
+    resumed = torch.optim.Adam(net.parameters(), lr=0.1)
+    again = schedulers.StepLR(resumed, 2)
+    pair.optimizer_to_jax(resumed, scheduler=again)
+    again.load_state_dict(scheduler.state_dict())
+    pair.optimizer_to_jax(resumed, again)  # moments dropped, the schedule kept
+    resumed.load_state_dict(optimizer.state_dict())
+    pair.optimizer_to_jax(resumed, again, 5)
+    net, optimizer, scheduler = counting(lambda o: schedulers.StepLR(o, 2), 5)
+    scheduler.step()  # a GradScaler has skipped the update
+    pair_of(net).optimizer_to_jax(optimizer, scheduler)
+
+
+def test_a_scheduler_that_is_younger_than_the_state_crosses_as_a_schedule():
+    net, optimizer, _ = counting(lambda o: schedulers.ConstantLR(o), 7)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = 0.1
+    scheduler = schedulers.CosineAnnealingLR(optimizer, 9)
+    train(net, optimizer, scheduler, 2)
+    pair = pair_of(net)
+    with pytest.raises(ValueError, match=r"9 updates .* last_epoch=2, .*=interop.optimizers.schedule_of\(scheduler\)"):
+        pair.optimizer_to_jax(optimizer, scheduler)
+    tx, state = pair.optimizer_to_jax(optimizer, interop.optimizers.schedule_of(scheduler), steps_per_epoch=2)
+    params = pair.to_jax(net)
+    for every in range(6):
+        _, state = tx.update(params, state, params)
+        if every % 2:
+            train(net, optimizer, scheduler, 1)
+        assert np.allclose(state.learning_rate[0], now(optimizer)[0], rtol=1e-6)
+    with pytest.raises(TypeError, match="schedule_of: scheduler must be a scheduler of torch.optim, got float"):
+        interop.optimizers.schedule_of(0.1)
+
+
 def test_wrong_arguments_are_refused():
     net, optimizer, scheduler = two_groups(KNOWN["step"])
     pair = pair_of(net.float())
     with pytest.raises(TypeError, match="scheduler must be a scheduler of torch.optim or a function .* got float"):
         pair.optimizer_to_jax(optimizer, 0.1)
+    with pytest.raises(TypeError, match="scheduler must be .* got the class CosineAnnealingLR"):
+        pair.optimizer_to_jax(optimizer, schedulers.CosineAnnealingLR)
+
+    def warm_up(count):
+        return 0.1 if count < 5 else 1.0
+
+    with pytest.raises(TypeError, match="the scheduler '.*warm_up' must be .* JAX can trace; traced, it raised Tracer"):
+        pair.optimizer_to_jax(optimizer, warm_up)
+    with pytest.raises(TypeError, match=r"lambda.* traced, it raised TypeError: .*0 positional arg"):
+        pair.optimizer_to_jax(optimizer, lambda: 0.1)
     with pytest.raises(ValueError, match="steps_per_epoch must be a whole number >= 1, got 0"):
         pair.optimizer_to_jax(optimizer, scheduler, steps_per_epoch=0)
     other = torch.optim.SGD(net.parameters(), lr=0.1)

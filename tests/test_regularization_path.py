@@ -110,7 +110,7 @@ def test_both_wings_train_the_same_path(tmp_path: Path, path: Callable[[str], An
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seed", "live"), [(0, 30), (3, 58)])  # the fewest and the most of the four
+@pytest.mark.parametrize(("seed", "live"), [(0, 30)])
 def test_the_pick_of_a_seed_is_the_docstring_s(seed: int, live: int, tmp_path: Path) -> None:
     run(tmp_path / "out", "--wing", "jax", "--seed", str(seed))
     picks = json.loads((tmp_path / "out" / "path.json").read_text())["picks"]["jax"]

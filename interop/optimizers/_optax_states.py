@@ -20,6 +20,15 @@ _DIFFERENT = {
     "NAdam": "optax.nadam has no momentum_decay",
     "RAdam": "optax.radam scales eps by the bias correction, PyTorch does not",
 }
+_OURS = "of funcreg.jax, which goes on in funcreg.torch.{0}: its state is pair.opt_state_to_torch(opt_state)"
+_ELSEWHERE = {  # by name: some have no public one
+    "ProxSgdState": _OURS.format("prox_sgd"),
+    "ProxAdamState": _OURS.format("prox_adam"),
+    "MultiStepsState": "which sums the gradients of several calls, where torch.optim leaves that to backward(): where "
+    "mini_step is 0, pass opt_state.inner_opt_state",
+    "PartitionState": "which has a transformation for each label, where torch.optim has one for all groups: make an "
+    "optimizer of the parameters of each label and pass it opt_state.inner_states[label].inner_state",
+}
 REMEMBER_NOTHING = (optax.EmptyState, optax.ScaleByScheduleState)  # nothing that PyTorch's optimizers would
 
 
@@ -48,7 +57,14 @@ def from_optax(
                 rates = (_injected_rate(where, link),) * len(optimizer.param_groups)
     own = [link for link in links if not isinstance(link, REMEMBER_NOTHING) and not hasattr(link, "hyperparams")]
     used = rates or tuple(number(group["lr"]) for group in optimizer.param_groups)
-    return _arrays(where, settings, used, own, scheduled), rates
+    arrays = _arrays(where, settings, used, own, scheduled)
+    if scheduled and not any("initial_lr" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"{where}: the rate of this state comes from a schedule, which is not in it, and the optimizer has no "
+            "scheduler: make one for it, stepped as far as help(pair.optimizer_to_torch) shows; "
+            "torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0) where the optimizer's rate shall stay"
+        )
+    return arrays, rates
 
 
 def _injected_rate(where: str, injected: Any) -> Any:
@@ -68,8 +84,8 @@ def _schedules(injected: Any) -> Mapping[str, Any]:
 
 def _compare_injected(where: str, settings: Settings, injected: Any) -> None:
     """Refuse hyper-parameters of `inject_hyperparams` that are not those of the optimizer."""
-    for i in range(len(settings.groups)):
-        hyper = settings.hyper(i)
+    groups = [settings.hyper(i) for i in range(len(settings.groups))]
+    for i, hyper in enumerate(groups):
         b1, b2 = hyper.get("betas", (None, None))
         decay = hyper.get("alpha", hyper.get("momentum"))  # of rmsprop, of trace
         twins = {**hyper, "b1": b1, "b2": b2, "decay": decay, "eps_root": 0.0}  # the last one PyTorch has not
@@ -83,7 +99,9 @@ def _compare_injected(where: str, settings: Settings, injected: Any) -> None:
                     f"{where}: {name} of the state follows a schedule of inject_hyperparams, and PyTorch keeps it "
                     "constant; train with a constant one"
                 )
-            if ours.shape or ours.dtype.type(theirs) != ours:  # the state may hold it in float32
+            # a mask of the decay is groups without it in PyTorch
+            masked = name == "weight_decay" and theirs == 0 and any(other[name] for other in groups)
+            if ours.shape or (ours.dtype.type(theirs) != ours and not masked):  # the state may hold it in float32
                 raise ValueError(
                     f"{where}: {name} of group {i} is {ours[()]!s} in the state (inject_hyperparams) and {theirs} "
                     "in the optimizer; both must be made with the same hyper-parameters"
@@ -91,8 +109,14 @@ def _compare_injected(where: str, settings: Settings, injected: Any) -> None:
 
 
 def chained(state: Any) -> Iterator[Any]:
-    """The states of a chain, in order, out of `inject_hyperparams` as well."""
-    if hasattr(state, "_fields"):
+    """The states of a chain, in order, out of `inject_hyperparams` as well.
+
+    What is masked and remembers nothing, as the decay of `adamw(mask=...)`, is as if it were not masked.
+    """
+    if isinstance(state, optax.MaskedState):
+        inside = list(chained(state.inner_state))
+        yield from inside if all(isinstance(part, REMEMBER_NOTHING) for part in inside) else (state,)
+    elif hasattr(state, "_fields"):
         yield state
         if hasattr(state, "hyperparams"):
             yield from chained(state.inner_state)
@@ -120,6 +144,9 @@ def _arrays(where: str, settings: Settings, rates: Sequence[Any], own: list[Any]
         return {"square_avg": own[0].e_g, "acc_delta": own[0].e_x, "step": _everywhere(settings, np.float32(1))}
     if name == "RMSprop" and kinds and issubclass(kinds[0], _RMS + _COUNTED_RMS):
         return _rmsprop(where, settings, rates, own, scheduled)
+    for kind in kinds:
+        if kind.__name__ in _ELSEWHERE:
+            raise TypeError(f"{where}: the state holds {kind.__name__}, {_ELSEWHERE[kind.__name__]}")
     got = ", ".join(kind.__name__ for kind in kinds) or "nothing"
     raise TypeError(
         f"{where}: {name} with its present options cannot go on from this optax state, which holds {got}; it goes on "

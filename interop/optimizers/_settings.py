@@ -1,7 +1,7 @@
 """What never changes while a ported optimizer runs: its class, its groups, and which leaf is in which group."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from flax import serialization
 from torch import Tensor
 from torch.optim import Optimizer
 
+from funcreg._penalty import Bound
 from funcreg._selectors import leaf_name
 from funcreg.jax._wing import paths_and_leaves
 from funcreg.torch.attach import Handle
@@ -17,6 +18,7 @@ from funcreg.torch.attach import Handle
 from ._rules import REFUSED, RULES, Rule
 
 NO_GROUP = -1
+Terms = tuple[tuple[str, tuple[float | None, ...]], ...]  # of the penalty on a leaf; None where it is no number
 
 
 @jax.tree_util.register_static
@@ -30,6 +32,7 @@ class Settings:
         group_of: the group of every JAX leaf, as (name, group) pairs; `NO_GROUP` for one that no group holds.
         frozen: the names of the JAX leaves that are never updated.
         penalized: whether a penalty was attached.
+        penalty: of it, by leaf, what can be compared: rules, options and strengths.
     """
 
     optimizer: str
@@ -37,6 +40,7 @@ class Settings:
     group_of: tuple[tuple[str, int], ...]
     frozen: frozenset[str]
     penalized: bool = False
+    penalty: tuple[tuple[str, Terms], ...] = ()
 
     @property
     def rule(self) -> Rule:
@@ -77,15 +81,29 @@ def settings_of(where: str, pair: Any, optimizer: Optimizer) -> Settings:
     for i, group in enumerate(optimizer.param_groups):
         _refuse_narrow(where, type(optimizer), i, group)
     own = dict(pair.net.named_parameters())
-    members = named(
-        pair.spread({name: _Member(i, i == NO_GROUP or not own[name].requires_grad) for name, i in groups.items()})
-    )
+    handle = handle_of(where, optimizer)
+    terms = {} if handle is None else {p: _terms(parts) for p, (_, parts) in handle._bound.items()}
+    each = {
+        name: _Member(i, i == NO_GROUP or not own[name].requires_grad, terms.get(own[name], ()))
+        for name, i in groups.items()
+    }
+    pair = crossing(where, pair, groups)
+    for link in pair.links:
+        apart = {each[name]: name for name in link.torch if name in each}
+        if len(apart) > 1:
+            one, other = list(apart.values())[:2]
+            raise ValueError(
+                f"{where}: {one!r} and {other!r} are one leaf on the JAX side, {', '.join(map(repr, link.jax))}, but "
+                "differ in their group of the optimizer, in requires_grad or in their penalty; treat them alike"
+            )
+    members = named(pair.spread(each))
     return Settings(
         type(optimizer).__name__,
         tuple(_hyper(rule, optimizer, group) for group in optimizer.param_groups),
         tuple((name, member.group) for name, member in members.items()),
         frozenset(name for name, member in members.items() if member.frozen),
-        handle_of(where, optimizer) is not None,
+        handle is not None,
+        () if handle is None else tuple((name, member.terms) for name, member in members.items()),
     )
 
 
@@ -93,6 +111,22 @@ def settings_of(where: str, pair: Any, optimizer: Optimizer) -> Settings:
 class _Member:
     group: int
     frozen: bool
+    terms: Terms = ()
+
+
+def _terms(bound: list[Bound]) -> Terms:
+    """In an order of their own: that of the parts of a sum says nothing."""
+    terms = [(_rule(part), tuple(map(_known, (*part.strengths, part.weight)))) for part in bound]
+    return tuple(sorted(terms, key=str))
+
+
+def _rule(part: Bound) -> str:
+    options = ", ".join(f"{name}={value!r}" for name, value in part.rule.options if value is not None)
+    return f"{'anchored ' if part.anchor is not None else ''}{part.rule.name}" + (f"({options})" if options else "")
+
+
+def _known(strength: Any) -> float | None:
+    return float(strength) if isinstance(strength, (int, float)) or getattr(strength, "ndim", None) == 0 else None
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -142,6 +176,32 @@ def groups_of(where: str, pair: Any, optimizer: Optimizer) -> dict[str, int]:
             if own[p] in twinned:
                 groups[own[p]] = i
     return groups
+
+
+def crossing(where: str, pair: Any, groups: Mapping[str, int]) -> Any:
+    """The pair by which the optimizer's arrays cross: parameters that are added up there are none of the optimizer's.
+
+    Then nothing of them crosses but zeros, which are never read: their links are as good as others.
+    """
+    leaves: dict[str, list[str]] = {}
+    links = []
+    for link in pair.links:
+        held = [name for name in link.torch if groups.get(name, NO_GROUP) != NO_GROUP]
+        if link.sums and held:
+            raise ValueError(
+                f"{where}: {', '.join(map(repr, held))} of the optimizer {'are' if len(held) > 1 else 'is'} added up "
+                f"on the JAX side ({link.sums}): each of the summands has a step and a state of its own in PyTorch, "
+                "the sum has one. Leave the layer out of the optimizer, or make it with one bias"
+            )
+        for name in link.torch:
+            leaves.setdefault(name, []).extend(link.jax)
+            if name in groups and not link.sums and len(leaves[name]) > len(link.jax):
+                raise ValueError(
+                    f"{where}: {name!r} is tied in PyTorch and has several leaves on the JAX side "
+                    f"({', '.join(map(repr, leaves[name]))}), which would move apart; tie them in the flax model too"
+                )
+        links.append(replace(link, sums="") if set(link.torch) <= groups.keys() else link)
+    return replace(pair, links=tuple(links))
 
 
 def handle_of(where: str, optimizer: Optimizer) -> Handle | None:

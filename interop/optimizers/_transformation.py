@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax import Array
 
 from funcreg._penalty import Bound
@@ -51,6 +52,8 @@ def torch_optimizer(
     schedule = rates if callable(rates) else None
 
     def init(params: Tree) -> Any:
+        if isinstance(params, Mapping) and not isinstance(params, nnx.State) and set(params) == {"params"}:
+            params = params["params"]  # linen's variables: the state is that of their parameters, as optimizer_to_jax's
         leaves = _leaves("init", settings, params)
         count = jnp.zeros((), jnp.int32)
         state: dict[str, dict[str, Array]] = {}
@@ -74,6 +77,8 @@ def torch_optimizer(
         leaves = _leaves(where, settings, params)
         grads = _grads(where, leaves, updates)
         old = {what: named(tree) for what, tree in state.state.items()}
+        for by_name in old.values():
+            refuse_wide(where, by_name)
         new = {what: dict(by_name) for what, by_name in old.items()}
         parts = _parts(penalty, params)
         moves = {}
@@ -158,7 +163,9 @@ def rebuild(like: Tree, by_name: Mapping[str, Any]) -> Tree:
 
 
 def _leaves(where: str, settings: Settings, params: Tree) -> dict[str, Array]:
-    leaves = {name: jnp.asarray(x) for name, x in named(params).items()}
+    given = named(params)
+    refuse_wide(where, given)
+    leaves = {name: jnp.asarray(x) for name, x in given.items()}
     known = dict(settings.group_of)
     for name in leaves.keys() ^ known.keys():
         raise ValueError(
@@ -166,6 +173,21 @@ def _leaves(where: str, settings: Settings, params: Tree) -> dict[str, Array]:
             f"{'not' if name in leaves else 'matched'}; pass the tree of pair.to_jax(net), of its parameters alone"
         )
     return leaves
+
+
+_IN_FLOAT32 = "port in float32: net.float(); optimizer.load_state_dict(optimizer.state_dict())"
+
+
+def refuse_wide(where: str, by_name: Mapping[str, Any], remedy: str = _IN_FLOAT32) -> None:
+    """Refuse float64 where JAX has x64 disabled, also after a block with it: it would go on narrowed."""
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    for name, x in by_name.items():
+        if str(getattr(x, "dtype", "")).removeprefix("torch.") in ("float64", "complex128"):
+            raise ValueError(
+                f"{where}: {name!r} is {x.dtype}, which JAX without x64 narrows at its first operation; enable it for "
+                f'the whole run, jax.config.update("jax_enable_x64", True), or {remedy}'
+            )
 
 
 def _grads(where: str, leaves: Mapping[str, Array], updates: Tree) -> dict[str, Array | None]:

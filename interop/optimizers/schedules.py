@@ -22,21 +22,88 @@ Form = Callable[[Array], Array]  # the scheduler's own step, int32 -> a rate, or
 Rates = Callable[[Array], tuple[Array, ...]]
 
 
+def schedule_of(scheduler: Any) -> Rates:
+    """The learning rates of a scheduler from now on, wherever its optimizer stands.
+
+    For `scheduler=` of `optimizer_to_jax`, where the updates of the optimizer are rightly not those of its scheduler:
+    the scheduler was made later than the optimizer's state, or a GradScaler has skipped updates.
+
+    Args:
+        scheduler: of torch.optim, among those that `optimizer_to_jax` knows.
+
+    Returns:
+        A function of how many times more the scheduler is stepped, to the rate of each group.
+
+    Raises:
+        TypeError: a scheduler without an exact twin.
+    """
+    if not isinstance(scheduler, lr_scheduler.LRScheduler):
+        raise TypeError(f"schedule_of: scheduler must be a scheduler of torch.optim, got {type(scheduler).__name__}")
+    return _theirs("schedule_of", scheduler, 1)
+
+
 def rates_of(where: str, scheduler: Any, optimizer: Optimizer, steps_per_epoch: int) -> Rates:
     """The learning rate of every group after `count` more updates."""
     if not isinstance(steps_per_epoch, int) or isinstance(steps_per_epoch, bool) or steps_per_epoch < 1:
         raise ValueError(f"{where}: steps_per_epoch must be a whole number >= 1, got {steps_per_epoch!r}")
     groups = len(optimizer.param_groups)
     if not isinstance(scheduler, lr_scheduler.LRScheduler):
-        if not callable(scheduler):
+        if isinstance(scheduler, type) or not callable(scheduler):
+            got = f"the class {scheduler.__name__}" if isinstance(scheduler, type) else type(scheduler).__name__
             raise TypeError(
                 f"{where}: scheduler must be a scheduler of torch.optim or a function count -> learning rate that JAX "
-                f"can trace, got {type(scheduler).__name__}"
+                f"can trace, got {got}"
             )
         return _users(where, scheduler, groups, steps_per_epoch)
     if scheduler.optimizer is not optimizer:
         raise ValueError(f"{where}: the scheduler belongs to another optimizer; pass the one that was made for this")
-    forms = [_rate(where, scheduler, i, _number(g["lr"])) for i, g in enumerate(optimizer.param_groups)]
+    rates = _theirs(where, scheduler, steps_per_epoch)  # refuses first what no number of steps would make right
+    _check_position(where, scheduler, optimizer, steps_per_epoch)
+    return rates
+
+
+def constant_rates(where: str, optimizer: Optimizer) -> tuple[float, ...]:
+    """The rates of an optimizer without a scheduler; one that has had one is refused."""
+    now = tuple(_number(group["lr"]) for group in optimizer.param_groups)
+    if any("initial_lr" in group for group in optimizer.param_groups):
+        same = repr(now[0]) if len(set(now)) == 1 else repr(now)
+        raise ValueError(
+            f"{where}: the optimizer has had a scheduler, which has left 'initial_lr' in its groups; pass it, "
+            f"scheduler=..., or if the rate shall stay as it is now, scheduler=lambda count: {same}"
+        )
+    return now
+
+
+def _check_position(where: str, scheduler: Any, optimizer: Optimizer, steps_per_epoch: int) -> None:
+    """The updates that the optimizer has counted are the epochs of the scheduler times their length.
+
+    SGD counts none. Fewer updates than steps of the scheduler are no matter of the length of an epoch: a GradScaler
+    skips updates, and a fresh optimizer under an old scheduler has none.
+    """
+    counts = [float(state["step"]) for state in optimizer.state.values() if state.get("step") is not None]
+    if not counts:
+        return
+    updates, epochs = int(max(counts)), _position(scheduler)  # a parameter may have had fewer gradients than others
+    if updates == epochs * steps_per_epoch or (updates < epochs and steps_per_epoch == 1) or updates == 0:
+        return
+    if 0 < updates - epochs * steps_per_epoch < steps_per_epoch:
+        likely = "the epoch is not over; port after scheduler.step()"
+    elif epochs and updates % epochs == 0:
+        likely = f"steps_per_epoch={updates // epochs} would agree"
+    else:
+        likely = "port right after scheduler.step(), with the number of updates between two of these as steps_per_epoch"
+    raise ValueError(
+        f"{where}: the optimizer has done {updates} updates and the {type(scheduler).__name__} has "
+        f"last_epoch={epochs}, which are {epochs * steps_per_epoch} updates with steps_per_epoch={steps_per_epoch}: "
+        f"{likely}. If the scheduler was made later than the optimizer's state, or updates were skipped, pass "
+        "scheduler=interop.optimizers.schedule_of(scheduler), which goes on from where it stands (after `import "
+        "interop.optimizers`)"
+    )
+
+
+def _theirs(where: str, scheduler: Any, steps_per_epoch: int) -> Rates:
+    groups = scheduler.optimizer.param_groups
+    forms = [_rate(where, scheduler, i, _number(group["lr"])) for i, group in enumerate(groups)]
     start = _position(scheduler)
 
     def rates(count: Array) -> tuple[Array, ...]:
@@ -50,10 +117,19 @@ def _users(where: str, schedule: Callable[[Array], Any], groups: int, steps_per_
     def rates(count: Array) -> tuple[Array, ...]:
         given = schedule(count // steps_per_epoch)
         each = tuple(given) if isinstance(given, tuple | list) else (given,) * groups
-        if len(each) != groups:
+        if len(each) != groups or any(rate is None or jnp.ndim(rate) for rate in each):
             raise ValueError(f"{where}: scheduler must return one rate, or one for each of the {groups} groups")
         return tuple(jnp.asarray(rate).astype(_dtype()) for rate in each)
 
+    name = getattr(schedule, "__qualname__", type(schedule).__qualname__)
+    try:
+        jax.eval_shape(schedule, jax.ShapeDtypeStruct((), jnp.int32))
+    except Exception as error:
+        raise TypeError(
+            f"{where}: the scheduler {name!r} must be a function count -> learning rate that JAX can trace; traced, it "
+            f"raised {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        ) from error
+    jax.eval_shape(rates, jax.ShapeDtypeStruct((), jnp.int32))
     return rates
 
 
@@ -84,6 +160,8 @@ def _rate(where: str, scheduler: Any, group: int, now: float | None) -> Form:
         form = _warm_restarts(where, scheduler, group)
     else:
         name = next((base for base in kind.__mro__ if base in _REFUSED), None)
+        if getattr(scheduler, "cycle_momentum", False):
+            _refuse(where, scheduler, "which moves the momentum as well, and that is a constant here: it has no twin")
         _refuse(where, scheduler, _REFUSED[name] if name else "which is not known; known are " + ", ".join(_KNOWN))
     if now is not None and kind is lr_scheduler.CosineAnnealingLR:
         expected = float(form(jnp.int32(scheduler.last_epoch)))
@@ -233,8 +311,8 @@ _TWIN = "pass a twin that JAX can trace, a function count -> learning rate (coun
 _REFUSED: dict[type, str] = {
     lr_scheduler.LambdaLR: f"whose function JAX may not be able to trace; {_TWIN}",
     lr_scheduler.MultiplicativeLR: f"whose function JAX may not be able to trace; {_TWIN}",
-    lr_scheduler.OneCycleLR: f"which also moves the momentum; with cycle_momentum=False {_TWIN}",
-    lr_scheduler.CyclicLR: f"which also moves the momentum; with cycle_momentum=False {_TWIN}",
+    lr_scheduler.OneCycleLR: f"which is not known here; {_TWIN}",
+    lr_scheduler.CyclicLR: f"which is not known here; {_TWIN}",
     lr_scheduler.ReduceLROnPlateau: "which decides by the values of the loss; change learning_rate in the state "
     "instead, or use optax.contrib.reduce_on_plateau",
 }

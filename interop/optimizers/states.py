@@ -15,6 +15,7 @@ from funcreg.torch import optax as torch_optax
 from funcreg.torch.optax import _transforms as torch_transforms
 
 from ..arrays import to_jax, to_torch
+from ._transformation import refuse_wide
 
 # optax has no public names for some of its states; the fields are the same on both sides
 _COUNTED = type(optax.scale_by_rms(bias_correction=True).init({}))
@@ -42,42 +43,24 @@ _INNER = {"inner_state", "inner_opt_state", "skip_state"}
 
 
 def opt_state_to_jax(pair: Any, state: Any) -> Any:
-    """A state of the functional optimizers of `funcreg.torch` as that of `funcreg.jax` and optax, for the same run.
+    """`Pair.opt_state_to_jax`, which says what it does."""
 
-    `prox_sgd`, `prox_adam`, `add_penalty_gradient`, everything of `funcreg.torch.optax`, in chains as well, and the
-    `TrainState` of `train_step` with parameters, state and extra. Trees like the parameters are carried across by the
-    pair, counts as they are. The transformation on the other side is made with the same arguments, and with
-    `pair.penalty_to_jax(penalty)`.
+    def tree(values: Any) -> Any:
+        if isinstance(values, Mapping):
+            refuse_wide("opt_state_to_jax", values, "run in float32 from the start")
+        return pair.parameters_to_jax(values)
 
-    Args:
-        pair: what `match` returned; its net's `named_parameters()` are the keys of the trees (`fr.params(net)`).
-        state: the state. The `extra` of a `TrainState` is empty, or the dict of the net's buffers; it becomes the
-            collections beside `params`, or the part of the `nnx.State` that is no Param.
-
-    Raises:
-        TypeError: a state without a twin.
-        ValueError: trees that are not like the parameters of the pair.
-    """
     if isinstance(state, TrainState):
         return TrainState(
-            pair.parameters_to_jax(state.params),
+            tree(state.params),
             opt_state_to_jax(pair, state.opt_state),
             _extra_to_jax(pair, state.params, state.extra),
         )
-    return _convert("opt_state_to_jax", state, _TWINS, pair.parameters_to_jax, to_jax)
+    return _convert("opt_state_to_jax", state, _TWINS, tree, to_jax)
 
 
 def opt_state_to_torch(pair: Any, state: Any) -> Any:
-    """The way back of `opt_state_to_jax`; trees like the parameters become dicts by PyTorch's names.
-
-    Args:
-        pair: what `match` returned.
-        state: the state; the `extra` of a `TrainState` is empty, or what `opt_state_to_jax` makes of buffers.
-
-    Raises:
-        TypeError: a state without a twin.
-        ValueError: trees that are not like the parameters of the pair.
-    """
+    """`Pair.opt_state_to_torch`, which says what it does."""
     where = "opt_state_to_torch"
     if isinstance(state, TrainState):
         return TrainState(

@@ -10,11 +10,12 @@ import optax
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..arrays import to_jax
-from ._settings import Settings, filled, groups_of, handle_of, named, number, settings_of
-from ._transformation import TorchOptimizerState, rebuild, scalar_dtype, torch_optimizer
-from .schedules import rates_of
+from ._settings import Settings, crossing, filled, groups_of, handle_of, named, number, settings_of
+from ._transformation import TorchOptimizerState, rebuild, refuse_wide, scalar_dtype, torch_optimizer
+from .schedules import constant_rates, rates_of
 
 _WHERE = "optimizer_to_jax"
 
@@ -22,50 +23,10 @@ _WHERE = "optimizer_to_jax"
 def optimizer_to_jax(
     pair: Any, optimizer: Optimizer, scheduler: Any = None, steps_per_epoch: int = 1
 ) -> tuple[optax.GradientTransformation, TorchOptimizerState]:
-    """The same optimizer on the JAX side, mid-run: what it does next is what PyTorch would have done next.
-
-    The transformation follows PyTorch's formulas, not those of optax's optimizer of the same name, which differ for
-    most (eps, AMSGrad, dampening, NAdam, RAdam, Adagrad). In float64 the two agree to a few units in the last place.
-    Every parameter keeps its own step count, its group's hyper-parameters and its group's learning rate, which is in
-    the state: `state._replace(learning_rate=...)` changes it. `tx.init(params)` starts afresh, at the rates that the
-    groups have now.
-
-    A gradient of zero is a gradient: it decays the moments and counts. What `p.grad is None` is in PyTorch is None (or
-    `optax.MaskedNode()`) in `updates` here: the leaf and its state stay as they are. Parameters in no group, and those
-    with `requires_grad=False`, are never moved.
-
-    A penalty that `fr.attach` has put on the optimizer crosses with it: every update ends with the same proximal step
-    of the penalty that it has now.
-
-    `foreach` and `fused` change nothing but the order of rounding. With `capturable` or `differentiable` PyTorch takes
-    powers of its float32 step counts in float32; here they are taken as without. Half precision rounds after
-    the same operations as in PyTorch.
-
-    In `nnx.Optimizer`, which calls `init` itself, the state goes in by `nnx.Optimizer(model,
-    optax.GradientTransformation(lambda _: opt_state, tx.update), wrt=nnx.Param)`; in flax's `TrainState` as its
-    `opt_state`.
-
-    Args:
-        pair: what `match` returned.
-        optimizer: SGD, Adam, AdamW, RMSprop, Adagrad, Adamax, Adadelta, NAdam or RAdam, over parameters of the pair's
-            net.
-        scheduler: of the learning rate: ConstantLR, LinearLR, ExponentialLR, PolynomialLR, StepLR, MultiStepLR,
-            CosineAnnealingLR, CosineAnnealingWarmRestarts, SequentialLR, a ChainedScheduler of the first six; or a
-            function `count -> learning rate` that JAX can trace, `count` being the updates from now on. It goes on
-            from its own last step, with one `scheduler.step()` after every update.
-        steps_per_epoch: the scheduler is stepped after as many updates instead, an epoch; the optimizer must then
-            stand at the end of one.
-
-    Returns:
-        `(transformation, opt_state)`. `update` needs the parameters.
-
-    Raises:
-        TypeError: an optimizer or a scheduler without an exact twin, with the difference; complex parameters.
-        ValueError: parameters that are not the net's, a state that is not whole, hooks around the step, a penalty on a
-            parameter that the JAX side holds in several arrays; tensors as `lr` or `betas` that are narrower than the
-            parameters, with which PyTorch computes in their dtype.
-    """
+    """`Pair.optimizer_to_jax`, which says what it does."""
     settings = settings_of(_WHERE, pair, optimizer)
+    own = dict(pair.net.named_parameters())
+    refuse_wide(_WHERE, {name: own[name] for name in groups_of(_WHERE, pair, optimizer)})
     handle = handle_of(_WHERE, optimizer)
     penalty = None
     if handle is not None:
@@ -77,11 +38,16 @@ def optimizer_to_jax(
         if settings.optimizer != "SGD":
             _refuse_split(pair, [name for name, _ in handle._bound.values()])
         penalty = pair.penalty_to_jax(handle.penalty)
-    now = tuple(number(group["lr"]) for group in optimizer.param_groups)
-    rates = now if scheduler is None else rates_of(_WHERE, scheduler, optimizer, steps_per_epoch)
+    first = tuple(jnp.asarray(number(group["lr"]), scalar_dtype()) for group in optimizer.param_groups)
+    if scheduler is None:
+        rates: Any = constant_rates(_WHERE, optimizer)
+    else:
+        rates = rates_of(_WHERE, scheduler, optimizer, steps_per_epoch)
+        if not isinstance(scheduler, LRScheduler):  # a function may differ from what PyTorch's group has
+            first = rates(jnp.zeros((), jnp.int32))
     state = TorchOptimizerState(
         jnp.zeros((), jnp.int32),
-        tuple(jnp.asarray(lr, scalar_dtype()) for lr in now),
+        first,
         _state(pair, optimizer, settings),
         settings,
     )
@@ -92,6 +58,7 @@ def _state(pair: Any, optimizer: Optimizer, settings: Settings) -> dict[str, Any
     """The optimizer's state by its own names, each a tree like the parameters of the JAX side."""
     own = dict(pair.net.named_parameters())
     groups = groups_of(_WHERE, pair, optimizer)
+    pair = crossing(_WHERE, pair, groups)
     states = {
         name: _of_parameter(settings, group, name, own[name], optimizer.state.get(own[name]) or {})
         for name, group in groups.items()
@@ -99,7 +66,7 @@ def _state(pair: Any, optimizer: Optimizer, settings: Settings) -> dict[str, Any
     holders = {
         what: {leaf for leaf, i in settings.group_of if what in settings.moments(i)} for what in settings.names()
     }
-    blank = pair.parameters_to_jax({name: filled(own[name], 0.0) for name in groups})  # refuses what cannot cross
+    blank = pair.parameters_to_jax({name: filled(own[name], 0.0) for name in groups})
     trees: dict[str, Any] = {}
     for what in settings.names():
         if holders[what]:
@@ -137,9 +104,12 @@ def _of_parameter(settings: Settings, group: int, name: str, p: Tensor, state: M
                 "whole state_dict, or set options when the optimizer is made"
             )
         if key in moments and (x.shape != p.shape or x.dtype != p.dtype):
+            why = "it is the state of another parameter"
+            if x.shape == p.shape:
+                why = "net.to(...) came after it: optimizer.load_state_dict(optimizer.state_dict()) converts the state"
             raise ValueError(
                 f"{_WHERE}: {key!r} in {what} is {x.dtype} of shape {list(x.shape)}, the parameter {p.dtype} of shape "
-                f"{list(p.shape)}; it is the state of another parameter, or load_state_dict came before net.to(...)"
+                f"{list(p.shape)}; {why}"
             )
         values[key] = x if key in moments else _scalar(key, x)
     return values

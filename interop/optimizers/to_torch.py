@@ -1,5 +1,6 @@
 """From the state of an optax transformation to an optimizer of torch.optim."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,49 +17,33 @@ from funcreg._selectors import leaf_name
 
 from .._refusals import TO_TORCH
 from ._optax_states import REMEMBER_NOTHING, chained, from_optax
-from ._settings import NO_GROUP, Settings, filled, groups_of, handle_of, named, number, settings_of
+from ._settings import NO_GROUP, Settings, Terms, crossing, filled, groups_of, handle_of, named, number, settings_of
 from ._transformation import TorchOptimizerState, check_rates, rebuild
 
 _WHERE = "optimizer_to_torch"
 
 
 def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
-    """Write the state that a JAX run has reached into an optimizer of torch.optim, which goes on from there.
-
-    The optimizer is made as for a new run, with the hyper-parameters of the JAX run, over the parameters of the pair's
-    net; these are moved on their own (`net.load_state_dict(pair.to_torch(params))`). Nothing is written until
-    everything has been checked. As `load_state_dict` does, it replaces the state of every parameter and the learning
-    rate of every group (of a state of ours, and of `optax.inject_hyperparams` unless that rate is a schedule; others
-    hold no rate). A scheduler is not looked at: make it for the fresh optimizer and step it once for every update so
-    far, before this call.
-
-    An optax state is the caller's promise where it cannot tell. Those of `yogi`, `lamb` and `nadam` look like `adam`'s,
-    that of `sign_sgd` like `sgd`'s, and none shows `nesterov`, or `b1`, `eps`, `eps_root` and other numbers unless they
-    are injected, which are compared; nor that `rmsprop`'s learning rate was changed on the way, with momentum.
-
-    Args:
-        pair: what `match` returned.
-        opt_state: of `optimizer_to_jax`, also as `nnx.Optimizer` holds it, or in `optax.chain` with clipping and the
-            like; or of optax where it means the same: `sgd`, `adam`, `adamw`, `adamax`, `adadelta`, and
-            `rmsprop(..., eps_in_sqrt=False)`, with momentum at a constant learning rate.
-        optimizer: made with the same hyper-parameters, which an optax state does not tell.
-
-    Raises:
-        TypeError: an optimizer without an exact twin, or an optax state that it cannot continue, with the difference.
-        ValueError: hyper-parameters, groups, shapes or dtypes that differ; leaves of one parameter at different steps.
-    """
+    """`Pair.optimizer_to_torch`, which says what it does."""
     settings = settings_of(_WHERE, pair, optimizer)
+    _refuse_holders(opt_state)
     if any(isinstance(x, Tracer) for x in jax.tree.leaves(opt_state)):
         raise TypeError(f"{_WHERE}: opt_state holds traced arrays; call it outside of jax.jit, grad and vmap")
     pure = _pure(opt_state)
     ours = _ours(pure)
     if ours is not None:
+        if any(isinstance(part, optax.ScaleByScheduleState) for part in chained(pure)):
+            raise TypeError(
+                f"{_WHERE}: the state is in a chain with a schedule, whose factor PyTorch's rates would lack; give the "
+                "schedule to optimizer_to_jax, scheduler=..."
+            )
         _compare(ours.settings, settings)
         arrays, rates = ours.state, ours.learning_rate
         check_rates(_WHERE, rates, len(settings.groups))
     else:
         arrays, rates = from_optax(_WHERE, pure, optimizer, settings)
     groups = groups_of(_WHERE, pair, optimizer)
+    pair = crossing(_WHERE, pair, groups)
     own = dict(pair.net.named_parameters())
     moments = _moments(pair, settings, arrays, groups)
     scalars = _scalars(pair, settings, arrays, groups)
@@ -76,6 +61,22 @@ def optimizer_to_torch(pair: Any, opt_state: Any, optimizer: Optimizer) -> None:
             optimizer.state[own[name]] = state
     for group, rate in zip(optimizer.param_groups, rates or (), strict=False):
         _set_rate(optimizer, group, np.asarray(rate))
+
+
+def _refuse_holders(opt_state: Any) -> None:
+    """What holds a state beside other things is taken apart by the caller, who knows the rest."""
+    kind, remedy = type(opt_state).__name__, None
+    if isinstance(opt_state, nnx.State):
+        kind, remedy = "nnx.State", "pass the opt_state of the nnx.Optimizer itself, optimizer.opt_state"
+    elif hasattr(opt_state, "opt_state"):  # nnx.Optimizer, flax's TrainState and ours
+        remedy = "pass its opt_state"
+    elif isinstance(opt_state, optax.GradientTransformation):
+        remedy = "pass the state, which its init and update return"
+    elif isinstance(opt_state, tuple) and any(isinstance(x, optax.GradientTransformation) for x in opt_state):
+        remedy = "pass the second one, the state"
+        kind += " with a transformation in it"
+    if remedy:
+        raise TypeError(f"{_WHERE}: opt_state must be the state of a transformation, got {kind}; {remedy}")
 
 
 def _pure(opt_state: Any) -> Any:
@@ -113,6 +114,12 @@ def _compare(ours: Settings, theirs: Settings) -> None:
             f"{_WHERE}: a penalty was attached to the optimizer of the {'state' if ours.penalized else 'other side'} "
             "only; attach the same one to both"
         )
+    for (name, here), (_, there) in zip(ours.penalty, theirs.penalty, strict=False):
+        if not _same_terms(here, there):
+            raise ValueError(
+                f"{_WHERE}: the penalty on {name!r} is {_said(here)} in the state and {_said(there)} in the optimizer; "
+                "attach the one of the run, and set handle.penalty afterwards to change it"
+            )
     for i in range(len(ours.groups)):
         here, there = ours.hyper(i), theirs.hyper(i)
         for name in here:
@@ -128,6 +135,20 @@ def _compare(ours: Settings, theirs: Settings) -> None:
                 f"{_WHERE}: the leaf {name!r} is in {_group(group)} of the state and in {_group(there.get(name))} of "
                 "the optimizer; give the groups the same parameters in the same order of groups"
             )
+
+
+def _same_terms(here: Terms, there: Terms) -> bool:
+    """Strengths may come from parameters of another precision; one that is an array is not known."""
+    return [rule for rule, _ in here] == [rule for rule, _ in there] and all(
+        a is None or b is None or math.isclose(a, b, rel_tol=1e-6)
+        for (_, ours), (_, theirs) in zip(here, there, strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _said(terms: Terms) -> str:
+    parts = [(rule, [f"{x:g}" for x in strengths if x is not None]) for rule, strengths in terms]
+    return " + ".join(f"{rule} of strength {', '.join(known)}" if known else rule for rule, known in parts) or "none"
 
 
 def _group(i: int | None) -> str:
