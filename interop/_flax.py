@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jax.core import Tracer
 
 from ._names import Path, natural
@@ -85,8 +86,24 @@ def read(where: str, flax: Any) -> Side:
         return _read_mapping(where, flax)
     raise TypeError(
         f"{where}: flax must be an nnx module, its nnx.State, linen variables or a tree of parameters (dicts of "
-        f"arrays), got {type(flax).__module__}.{type(flax).__name__}"
+        f"arrays), got {type(flax).__module__}.{type(flax).__name__}{_hint(flax)}"
     )
+
+
+def _hint(flax: Any) -> str:
+    """What is nearly right, and how it is said rightly."""
+    from flax import linen, nnx
+
+    if isinstance(flax, tuple) and len(flax) == 2 and isinstance(flax[0], linen.Module):
+        return "; of a linen module and its variables pass module.bind(variables)"
+    if isinstance(flax, type) and issubclass(flax, (linen.Module, nnx.Module)):
+        return f": the class {flax.__name__}; pass an instance"
+    if isinstance(getattr(flax, "params", None), Mapping | nnx.State):
+        return (
+            "; of a train state pass state.params, or with batch statistics {'params': state.params, 'batch_stats': "
+            "state.batch_stats}"
+        )
+    return "; are the arguments swapped? The PyTorch model is the first" if isinstance(flax, torch.nn.Module) else ""
 
 
 # --- dicts: linen variables, parameters ---

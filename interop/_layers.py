@@ -211,7 +211,10 @@ def _without_wrapper(node: Node) -> Node:
 
 
 def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
-    """The tree of what could be layers: the largest subtrees whose leaves some layer of the other side would have."""
+    """The tree of what could be layers: the largest subtrees whose leaves some layer of the other side would have.
+
+    A module of the user's that holds nothing but such a layer is its container.
+    """
     some = {(kind_of(x.module), frozenset(map(form, x.forms))): x.module for x in layers}.values()
     could_be: dict[frozenset[Any], bool] = {}
     tree: dict[str, Any] = {}
@@ -231,6 +234,10 @@ def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
                 for path, leaf in flat(child):
                     yield (key, *path), leaf
 
+    def could_be_layer(node: Any) -> bool:
+        shapes = {".".join(rest): side.leaves[name].shape for rest, (name, _) in flat(node)}
+        return any(rules.fits(module, shapes) for module in some)
+
     def walk(node: Any, path: Path) -> Node:
         leaves = {".".join(rest): leaf for rest, leaf in flat(node)}
         names = {relative: name for relative, (name, _) in leaves.items()}
@@ -238,9 +245,12 @@ def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
         known = form(shapes)
         if not isinstance(node, tuple) and known not in could_be:
             could_be[known] = any(rules.fits(module, shapes) for module in some)
-        if isinstance(node, tuple) or could_be[known]:
+        kind = _kind(side, path)
+        only = next(iter(node.values())) if len(node) == 1 and not isinstance(node, tuple) else None
+        wraps = isinstance(only, dict) and not kind and side.twin(path) is not None and could_be_layer(only)
+        if isinstance(node, tuple) or (could_be[known] and not wraps):
             repeats = all(again for _, again in leaves.values())
-            return Node(path, item=Flax(path, names, shapes, _kind(side, path), repeats))
+            return Node(path, item=Flax(path, names, shapes, kind, repeats))
         return _without_wrapper(Node(path, [walk(child, (*path, key)) for key, child in node.items()]))
 
     return walk(tree, ())

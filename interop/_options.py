@@ -73,12 +73,8 @@ def conv_transpose(module: Any, twin: Any) -> Iterator[Option | str]:
 
 
 def embedding(module: Any, twin: Any) -> Iterator[Option | str]:
-    if module.padding_idx is not None:
-        yield f"padding_idx={module.padding_idx}: PyTorch keeps the gradient of that row zero, flax's Embed trains it"
-    if module.max_norm is not None:
-        yield f"max_norm={module.max_norm}: PyTorch rescales the rows that it looks up, in place; flax's Embed does not"
-    if module.scale_grad_by_freq:
-        yield "scale_grad_by_freq=True: PyTorch divides gradients by how often a row occurs; flax's Embed does not"
+    del twin
+    yield from always(module)
 
 
 def layer_norm(module: Any, twin: Any) -> Iterator[Option | str]:
@@ -115,10 +111,7 @@ def batch_norm(module: Any, twin: Any) -> Iterator[Option | str]:
     else:
         why = f"the weight of the old value; PyTorch's momentum={module.momentum} is that of the new one"
         yield Option("momentum", 1.0 - module.momentum, float(twin.momentum), why)
-    yield (
-        "in training the running variance takes in the unbiased variance of a batch (/ (n - 1)) in PyTorch, the biased "
-        "one (/ n) in flax: the outputs of training agree, the statistics and so later evaluations do not"
-    )
+    yield from always(module)
 
 
 def attention(module: Any, twin: Any) -> Iterator[Option | str]:
@@ -126,8 +119,6 @@ def attention(module: Any, twin: Any) -> Iterator[Option | str]:
     yield Option("num_kv_heads", module.num_heads, getattr(twin, "num_kv_heads", module.num_heads))
     yield Option("dropout_rate", float(module.dropout), float(twin.dropout_rate))
     yield Option("decode", False, bool(twin.decode))
-    if not module.batch_first:
-        yield "batch_first=False: PyTorch attends over the first axis, flax over the last but one; swap them"
     default = inspect.signature(type(twin).__init__).parameters["attention_fn"].default
     yield Option("attention_fn", None, None)
     if twin.attention_fn is not default:
@@ -135,7 +126,7 @@ def attention(module: Any, twin: Any) -> Iterator[Option | str]:
     elif type(twin).__module__.startswith("flax.nnx") and module.out_proj.weight.dtype == torch.float64:
         if twin.dropout_rate == 0.0:
             yield "nnx's attention_fn takes the softmax in float32, also of float64 (jax.nn.dot_product_attention)"
-    yield "boolean masks: True blocks in PyTorch, True keeps in flax; pass the opposite"
+    yield from always(module)
 
 
 def recurrent(module: Any, twin: Any) -> Iterator[Option | str]:
@@ -153,17 +144,48 @@ def recurrent(module: Any, twin: Any) -> Iterator[Option | str]:
     if hasattr(twin, "gate_fn"):
         yield Option("gate_fn", "sigmoid", _function(twin.gate_fn))
     yield Option("activation_fn", getattr(module, "nonlinearity", "tanh"), _function(twin.activation_fn))
-    if isinstance(module, nn.LSTM | nn.LSTMCell):
-        yield "the state is (h, c) in PyTorch and (c, h) in flax"
-    if getattr(module, "dropout", 0.0):
-        yield f"dropout={module.dropout} between the layers: flax's cells have none; put a Dropout between them"
+    yield from always(module)
 
 
-def differences(module: Any, twin: Any, options: Options) -> list[str]:
-    """Sentences on every option of a flax layer, and of the cells in it, that differs from the PyTorch layer's."""
+def always(module: Any) -> Iterator[str]:
+    """What is different in all pairs of such layers, whatever the options of the flax layer are."""
+    module = getattr(module, "module", module)  # of a Cell
+    if isinstance(module, nn.Embedding):
+        if module.padding_idx is not None:
+            yield (
+                f"padding_idx={module.padding_idx}: PyTorch keeps the gradient of that row zero, flax's Embed trains it"
+            )
+        if module.max_norm is not None:
+            yield (
+                f"max_norm={module.max_norm}: PyTorch rescales the rows that it looks up, in place; flax's Embed does "
+                "not"
+            )
+        if module.scale_grad_by_freq:
+            yield "scale_grad_by_freq=True: PyTorch divides gradients by how often a row occurs; flax's Embed does not"
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        yield (
+            "in training the running variance takes in the unbiased variance of a batch (/ (n - 1)) in PyTorch, the "
+            "biased one (/ n) in flax: the outputs of training agree, the statistics and so later evaluations do not"
+        )
+    elif isinstance(module, nn.MultiheadAttention):
+        if not module.batch_first:
+            yield "batch_first=False: PyTorch attends over the first axis, flax over the last but one; swap them"
+        yield "boolean masks: True blocks in PyTorch, True keeps in flax; pass the opposite"
+    elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        if isinstance(module, nn.LSTM | nn.LSTMCell):
+            yield "the state is (h, c) in PyTorch and (c, h) in flax"
+        if getattr(module, "dropout", 0.0):
+            yield f"dropout={module.dropout} between the layers: flax's cells have none; put a Dropout between them"
+
+
+def differences(module: Any, twin: Any, options: Options, whole: Any = None) -> list[str]:
+    """Sentences on every option of a flax layer, and of the cells in it, that differs from the PyTorch layer's.
+
+    `whole` is the Bidirectional that the layer is an RNN of, whose call decides in its place.
+    """
     said = []
     ours = getattr(module, "module", module)  # of a Cell
-    for layer in _with_cells(twin):
+    for layer in _with_cells(twin) if whole is None else (whole, twin.cell):
         looked_at = {"dtype"}
         for one in [*options(module, layer), _dtype(ours, layer)]:
             if isinstance(one, str):

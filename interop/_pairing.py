@@ -11,18 +11,26 @@ the order counts where it is known on both sides and no name speaks against it; 
 NOTE [linen's numbers]: linen counts constructions, not calls: in `Dense(2)(relu(Dense(2)(x)))` Python constructs the
 outer layer first, which is Dense_0 and called last. The keys that `init` makes are in the order of calls, and win over
 the numbers; where a transformation has sorted them only the numbers are left.
+
+NOTE [two orders]: a shortcut that is defined last in PyTorch may be called first in flax. Where its convolution is told
+by shape, two convolutions of one container have changed places, and the k-th norm is not the k-th norm. So a group that
+such a layer divides otherwise on the two sides is not paired by order; its members follow the layers that they come
+after: the norm behind a convolution is that behind the convolution's twin, if this pairs all of them.
 """
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from ._layers import Flax, Node, Torch, fits, form, kind_of
 from ._names import Path, distinct_roles, label, numbers, pair_by_label, pair_by_stem, roles, same_role, stems
 
 Keys = Mapping[Path, list[str] | None]
 Signature = tuple[tuple[int, int], ...]
+Twins = tuple[Node, Node]
+Pairs = list[tuple[Node, Node, str]]
 
 
 @dataclass(eq=False)
@@ -69,11 +77,13 @@ class Pairing:
 
         signatures = {node: signature(node) for node in (*ours, *theirs)}
         by_label = {label(path[j:]): path for node in theirs for path in _paths(node)}
+        groups: list[_Group] = []
+        prefix, their_prefix = (side[0].path[:n] if side else () for side, n in ((ours, i), (theirs, j)))
         while True:
             sizes = {node: sum(n for _, n in signatures[node]) for node in (*ours, *theirs)}
             ours, theirs = ([node for node in side if sizes[node]] for side in (ours, theirs))
             if not ours:
-                return
+                break
             largest = max(sizes.values())
             for s in dict.fromkeys(signatures[node] for node in (*ours, *theirs) if sizes[node] == largest):
                 left, right = ([node for node in side if signatures[node] == s] for side in (ours, theirs))
@@ -82,49 +92,177 @@ class Pairing:
                     signatures |= {node: signature(node) for node in (*ours, *theirs) if node not in signatures}
                     continue
                 ours, theirs = ([node for node in side if signatures[node] != s] for side in (ours, theirs))
-                for a, b, how in self._bijection(left, right, i, j):
-                    namesake = by_label.get(label(a.path[i:]), b.path)
-                    if how != "name" and _tells(a.path[i:]) and not _along(namesake, b.path):
-                        self.crossed.append((a, b, namesake))
-                    if a.item is not None and b.item is not None:
-                        self.pairs.append((a.item, b.item, how))
-                    else:  # one of them may be an item: a unit that the other side keeps in a container of its own
-                        self._region(kinds, _inside(a), _inside(b), len(a.path), len(b.path))
+                groups += self._bijection(left, right, i, j)
+        for a, b, how in self._settled(groups, i, j, prefix, their_prefix):
+            namesake = by_label.get(label(a.path[i:]), b.path)
+            if how != "name" and _tells(a.path[i:]) and not _along(namesake, b.path):
+                self.crossed.append((a, b, namesake))
+            if a.item is not None and b.item is not None:
+                self.pairs.append((a.item, b.item, how))
+            else:  # one of them may be an item: a unit that the other side keeps in a container of its own
+                self._region(kinds, _inside(a), _inside(b), len(a.path), len(b.path))
 
-    def _bijection(self, ours: list[Node], theirs: list[Node], i: int, j: int) -> list[tuple[Node, Node, str]]:
-        """The pairs among nodes that could all be twins of one another, or none and a note of what is unclear."""
+    def _bijection(self, ours: list[Node], theirs: list[Node], i: int, j: int) -> list["_Group"]:
+        """The pairs among nodes that could all be twins of one another, or what is unclear."""
         if len(ours) == 1:
-            return [(ours[0], theirs[0], "shape")]
+            return [_Group(ours, theirs, [(ours[0], theirs[0], "shape")])]
         paths, their_paths = [node.path[i:] for node in ours], [node.path[j:] for node in theirs]
         by_label = pair_by_label(paths, their_paths)
         if by_label is not None:
-            return [(node, theirs[k], "name") for node, k in zip(ours, by_label, strict=True)]
+            pairs = [(node, theirs[k], "name") for node, k in zip(ours, by_label, strict=True)]
+            return [_Group(ours, theirs, pairs)]
         partner = pair_by_stem(paths, their_paths)
         if partner is not None and len(partner) > 1:
-            pairs: list[tuple[Node, Node, str]] = []
+            groups = []
             for stem, their_stem in partner.items():
-                group = [node for node, path in zip(ours, paths, strict=True) if stems(path) == stem]
+                some = [node for node, path in zip(ours, paths, strict=True) if stems(path) == stem]
                 others = [node for node, path in zip(theirs, their_paths, strict=True) if stems(path) == their_stem]
-                pairs += [(a, b, "name") for a, b, _ in self._ordered(group, others)]
-            return pairs if len(pairs) == len(ours) else []
-        pairs = self._ordered(ours, theirs)
-        if partner is None and _names_object([x.path[i:] for x, _, _ in pairs], [y.path[j:] for _, y, _ in pairs]):
-            self.unclear.append((ours, theirs, "the order pairs names that speak of different things"))
-            return []
-        return pairs
+                groups.append(self._ordered(some, others, "name"))
+            return groups
+        group = self._ordered(ours, theirs, "order")
+        group.names_count = partner is None
+        if group.names_count and _object(group.pairs, i, j):
+            group.why = "the order pairs names that speak of different things"
+        return [group]
 
-    def _ordered(self, ours: list[Node], theirs: list[Node]) -> list[tuple[Node, Node, str]]:
+    def _ordered(self, ours: list[Node], theirs: list[Node], how: str) -> "_Group":
         first = _in_order(ours, self.torch_keys, 0, False)
         second = _in_order(theirs, self.flax_keys, 0, self.calls)
         if first is None or second is None:
             side = "PyTorch's" if first is None else "flax's"
-            self.unclear.append((ours, theirs, f"the order on {side} side is not known, and the names do not decide"))
-            return []
+            why = f"the order on {side} side is not known, and the names do not decide"
+            if first is not None and self.calls:
+                why += " (pass variables straight from module.init: jit, eval_shape and tree.map sort the keys)"
+            return _Group(ours, theirs, why=why)
         if self.calls and len(theirs) > 1:
             unsorted = any(self.flax_keys.get(y.path[:n]) for y in theirs for n in range(len(y.path)))
             if not unsorted and re.fullmatch(r"[A-Z]\w*_\d+", second[0].path[-1]):
                 self.counted += [".".join(y.path) for y in second]
-        return [(a, b, "order") for a, b in zip(first, second, strict=True)]
+        pairs = [(a, b, how) for a, b in zip(first, second, strict=True)]
+        return _Group(ours, theirs, pairs, by_order=len(pairs) > 1)
+
+    # --- NOTE [two orders] ---
+
+    def _settled(self, groups: list["_Group"], i: int, j: int, ours: Path, theirs: Path) -> Pairs:
+        """The pairs of a region's groups, those by order only where the two orders do not differ."""
+        sure = [pair for group in groups if not group.by_order and not group.why for pair in group.pairs]
+        for x, y, how in self.pairs:
+            if how == "rename" and x.path[:i] == ours and y.path[:j] == theirs and len(x.path) > i and len(y.path) > j:
+                sure.append((Node(x.path, item=x), Node(y.path, item=y), how))
+        moved = self._moved(sure, groups) if any(group.by_order for group in groups) else {}
+        doubtful = []
+        for group in groups:
+            twins = next((r for r in moved if self._divides(r, group.pairs)), None) if group.by_order else None
+            if twins is not None and not group.why:
+                doubtful.append(group)
+                both = f"{_named(twins[0])} and {_named(moved[twins])}"
+                group.why = f"{both} come in another order in flax, so that order is no evidence"
+        certain = sure + [pair for group in groups if group.by_order and not group.why for pair in group.pairs]
+        for group in groups:
+            again = self._following(group, certain) if group.why else []
+            if again and group in doubtful and not (group.names_count and _object(again, i, j)):
+                group.pairs, group.why = again, ""
+            elif group.why:
+                some, others = [x for x, _, _ in again], [y for _, y, _ in again]
+                self.unclear.append((some or group.ours, others or group.theirs, group.why))
+        return [pair for group in groups if not group.why for pair in group.pairs]
+
+    def _moved(self, sure: Pairs, groups: list["_Group"]) -> dict[Twins, Node]:
+        """Twins told without the order that have changed places with a layer of their class, and with which."""
+        pairs = [(x, y) for x, y, _ in sure]
+        of_group = [[(x, y) for x, y, _ in group.pairs] for group in groups if group.by_order]
+        every = [*pairs, *(twins for some in of_group for twins in some)]
+        ours = self._places([x for x, _ in every], self.torch_keys, False)
+        theirs = self._places([y for _, y in every], self.flax_keys, self.calls)
+        moved: dict[Twins, Node] = {}
+        for (a, a2), (b, b2) in combinations(pairs, 2):
+            if _class(a) == _class(b) and ours(a, b) * theirs(a2, b2) < 0:
+                moved |= {(a, a2): b, (b, b2): a}
+        for some in of_group:  # whichever of them are twins, so many come before
+            for a, a2 in pairs:
+                sides = sorted(ours(a, b) for b, _ in some), sorted(theirs(a2, b2) for _, b2 in some)
+                if _class(a) == _class(some[0][0]) and 0 not in sides[0] + sides[1] and sides[0] != sides[1]:
+                    moved.setdefault((a, a2), some[0][0])
+        return moved
+
+    def _divides(self, twins: Twins, pairs: Pairs) -> bool:
+        """Whether a layer lies among the members of a group, elsewhere on the one side than on the other."""
+        ours, theirs = [x for x, _, _ in pairs], [y for _, y, _ in pairs]
+        before = self._places([twins[0], *ours], self.torch_keys, False)
+        their_before = self._places([twins[1], *theirs], self.flax_keys, self.calls)
+        sides = [before(twins[0], x) for x in ours], [their_before(twins[1], y) for y in theirs]
+        among = any(len(set(side) - {0}) > 1 for side in sides)
+        return among and (0 in sides[1] or sides[0] != sides[1])
+
+    @staticmethod
+    def _places(nodes: list[Node], keys: Keys, calls: bool) -> Callable[[Node, Node], int]:
+        """(a, b) -> -1 if a comes first, 1 if b does, 0 if it is not known."""
+        whole = _in_order(nodes, keys, 0, calls)
+        place = {node: n for n, node in enumerate(whole or ())}
+
+        def compared(a: Node, b: Node) -> int:
+            if whole is not None:
+                return -1 if place[a] < place[b] else 1
+            two = _in_order([a, b], keys, 0, calls)
+            return 0 if two is None else -1 if two[0] is a else 1
+
+        return compared
+
+    def _following(self, group: "_Group", certain: Pairs) -> Pairs:
+        """The members of a group paired by the layers that they come after, or nothing."""
+        first = _in_order([*group.ours, *(x for x, _, _ in certain)], self.torch_keys, 0, False)
+        second = _in_order([*group.theirs, *(y for _, y, _ in certain)], self.flax_keys, 0, self.calls)
+        if first is None or second is None:
+            return []
+        twin = {x: y for x, y, _ in certain}
+        behind = {node and twin[node]: members for node, members in _behind(first, group.ours).items()}
+        theirs = _behind(second, group.theirs)
+        if {node: len(some) for node, some in behind.items()} != {node: len(some) for node, some in theirs.items()}:
+            return []
+        return [(x, y, "order") for node in behind for x, y in zip(behind[node], theirs[node], strict=True)]
+
+
+@dataclass(eq=False)
+class _Group:
+    """Nodes of one region that could all be twins of one another.
+
+    Attributes:
+        pairs: of all of them, or nothing.
+        by_order: whether only the order tells them apart.
+        names_count: whether names may speak against the order.
+        why: what is unclear, or nothing.
+    """
+
+    ours: list[Node]
+    theirs: list[Node]
+    pairs: Pairs = field(default_factory=list)
+    by_order: bool = False
+    names_count: bool = False
+    why: str = ""
+
+
+def _class(node: Node) -> str:
+    return kind_of(node.item.module) if node.item is not None else ""
+
+
+def _object(pairs: Pairs, i: int, j: int) -> bool:
+    return _names_object([x.path[i:] for x, _, _ in pairs], [y.path[j:] for _, y, _ in pairs])
+
+
+def _behind(order: list[Node], members: list[Node]) -> dict[Node | None, list[Node]]:
+    """Those of the members that come after each other node, up to the next."""
+    found: dict[Node | None, list[Node]] = {}
+    last = None
+    for node in order:
+        if node in members:
+            found.setdefault(last, []).append(node)
+        else:
+            last = node
+    return found
+
+
+def _named(node: Node) -> str:
+    return ".".join(node.path)
 
 
 def _opened(nodes: list[Node], group: list[Node]) -> list[Node]:
@@ -174,7 +312,7 @@ def _kinds(left: Sequence[Torch], right: Sequence[Flax]) -> dict[Torch | Flax, i
                 number |= {key: number[a] for key, n in number.items() if n == old}
     kinds = {item: number[key] for item, key in type_of.items()}
     for kind in set(kinds.values()):
-        a, b = ([x for x in side if kinds[x] == kind] for side in (left, right))
+        a, b = ([x for x in side if kinds.get(x) == kind] for side in (left, right))
         once, their_once = ([x for x in side if not x.repeats] for side in (a, b))
         options = ((a, b), (once, their_once), (a, their_once), (once, b))
         for some, others in options:
@@ -190,7 +328,7 @@ def _in_order(nodes: Sequence[Node], keys: Keys, depth: int, calls: bool) -> lis
 
     Keys in the order of calls win over numbers; where they are only those of definition they must agree.
     """
-    if len(nodes) == 1:
+    if len(nodes) < 2:
         return list(nodes)
     branches: dict[str, list[Node]] = {}
     for node in nodes:

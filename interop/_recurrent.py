@@ -2,7 +2,8 @@
 
 PyTorch adds two biases in every gate, `bias_ih` and `bias_hh`; flax has one. Going to JAX they are added up, coming
 back the sum becomes `bias_ih` and `bias_hh` becomes zero, except in the n gate of a GRU, where the reset gate
-multiplies the second one: `n = tanh(W_in x + b_in + r * (W_hn h + b_hn))`.
+multiplies the second one: `n = tanh(W_in x + b_in + r * (W_hn h + b_hn))`. flax.linen.GRUCell has both there;
+flax.nnx.GRUCell has no `b_hn`, so that only a GRU whose `b_hn` is zero goes to it.
 """
 
 import re
@@ -62,7 +63,9 @@ def recurrent(*namings: Naming) -> Layouts:
     def layouts(module: Any, shapes: Shapes | None) -> list[Layout]:
         ours = [module] if isinstance(module, Cell) else cells(module)
         return [
-            Layout(tuple(one for pair in zip(ours, prefixes, strict=True) for one in _placed(links, *pair)))
+            Layout(
+                tuple(one for pair in zip(ours, prefixes, strict=True) for one in _placed(links, *pair, len(ours) > 1))
+            )
             for links in namings
             for prefixes in _prefixes(ours, links, shapes)
         ]
@@ -70,12 +73,19 @@ def recurrent(*namings: Naming) -> Layouts:
     return layouts
 
 
-def _placed(links: Naming, cell: Cell, prefix: str) -> list[Link]:
+def _placed(links: Naming, cell: Cell, prefix: str, told: bool) -> list[Link]:
+    """The links of a cell; `told`: whether the prefix is all that there is to tell the direction by."""
     placed = links(cell.suffix, prefix)
-    if cell.reverse and prefix.count(".") and not _direction(prefix):
-        note = f"{prefix[:-1]} taken for the reverse direction by its place, its name does not tell"
+    if told and (note := place_note(cell, prefix[:-1])):
         placed[0] = replace(placed[0], note=note)
     return placed
+
+
+def place_note(module: Any, path: str) -> str:
+    """A word on a cell of the reverse direction whose name in flax does not say so, or nothing."""
+    if not isinstance(module, Cell) or not module.reverse or not path or _direction(path):
+        return ""
+    return f"{path} taken for the reverse direction by its place, its name does not tell"
 
 
 def _prefixes(ours: list[Cell], links: Naming, shapes: Shapes | None) -> Iterator[list[str]]:
@@ -174,7 +184,8 @@ def gru_of_nnx() -> Biases:
         if h_n.astype(bool).any():
             raise Mismatch(
                 "GRU: the last third of bias_hh, the bias of the n gate inside the reset gate, is not zero, and "
-                "flax.nnx.GRUCell has no such bias; use flax.linen.GRUCell, or a cell of your own and register()"
+                "flax.nnx.GRUCell has no such bias; use flax.linen.GRUCell, which has it, or a cell of your own and "
+                "register(), or train with that third kept at zero"
             )
         return (np.concatenate([r + h_r, z + h_z, n]),)
 

@@ -1,6 +1,7 @@
 """The table of a pair: what is whose twin, by which evidence, and how its arrays are laid out."""
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ class Row(NamedTuple):
 
 
 def table(rows: Sequence[Row], notes: Sequence[str]) -> str:
-    """The rows as aligned text, the notes below."""
+    """The rows as aligned text, the notes below, wrapped."""
     lines = [("PyTorch", "shape", "flax", "shape", "by", "how")]
     for row in rows:
         ours = _column(row.link.torch, row.torch_shapes)
@@ -32,8 +33,15 @@ def table(rows: Sequence[Row], notes: Sequence[str]) -> str:
             lines.append((a, shape, b, other, row.by if i == 0 else "", happens(row) if i == 0 else ""))
     widths = [max(len(line[i]) for line in lines) for i in range(6)]
     text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    rule = "-" * max(map(len, text))
-    return "\n".join([text[0], rule, *text[1:], *([rule, *(f"note: {note}" for note in notes)] if notes else [])])
+    width = max(map(len, text))
+    rule = "-" * width
+    below = [_wrapped(f"note: {note}", max(width, 72)) for note in notes]
+    return "\n".join([text[0], rule, *text[1:], *([rule, *below] if notes else [])])
+
+
+def _wrapped(text: str, width: int) -> str:
+    """As wide as the table; names are never broken."""
+    return fill(text, width, subsequent_indent="      ", break_long_words=False, break_on_hyphens=False)
 
 
 def _column(names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[tuple[str, str]]:

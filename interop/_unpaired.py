@@ -21,10 +21,13 @@ def refuse_unpaired(pairing: Pairing) -> None:
         text += [f"  PyTorch  and {len(ours) - _SHOWN} more"] if len(ours) > _SHOWN else []
         text += [f"  flax     {y}{_nearest_torch(y, ours)}" for y in theirs[:_SHOWN]]
         text += [f"  flax     and {len(theirs) - _SHOWN} more"] if len(theirs) > _SHOWN else []
-        text.append(
-            "rename={'name': 'partner'} pairs two of one shape, rename={'name': None} leaves one of PyTorch's out; a "
-            "layer without a rule needs one (interop.rules.register)"
-        )
+        if ours and all(any(_other_size(x, y) for y in theirs) for x in ours):
+            text.append("the layers are the same but for their sizes: make one of the models as wide as the other")
+        else:
+            text.append(
+                "rename={'name': 'partner'} pairs two of one shape, rename={'name': None} leaves one of PyTorch's out; "
+                "a layer without a rule needs one (interop.rules.register)"
+            )
     for ours, theirs, why in pairing.unclear:
         text.append(f"cannot tell which is which: {why}:")
         text.append(f"  PyTorch  {', '.join(_named(x) for x in ours)}")
@@ -91,6 +94,17 @@ def why_not(ours: Torch, theirs: Flax) -> str:
             and all(sorted(form[n]) == sorted(theirs.shapes[n]) for n in other)
         ):
             return " (fits after a transpose)"
+    sizes = _other_size(ours, theirs)
+    return f" ({sizes})" if sizes else ""
+
+
+def _other_size(ours: Torch, theirs: Flax) -> str:
+    """Which sizes differ, where the arrays are the same but for these."""
+    for form in ours.forms:
+        same = form.keys() == theirs.shapes.keys() and all(len(form[n]) == len(theirs.shapes[n]) for n in form)
+        sizes = {(a, b) for n in form if same for a, b in zip(form[n], theirs.shapes[n], strict=True) if a != b}
+        if same and 0 < len(sizes) <= 2:
+            return ", ".join(f"{a} here, {b} there" for a, b in sorted(sizes))
     return ""
 
 

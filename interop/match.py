@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from . import _fit, _flatten, _flax, _layers, _options, _renames, rules
+from . import _fit, _flatten, _flax, _layers, _options, _recurrent, _renames, rules
 from ._layers import Flax, Node, Torch
 from ._pairing import Pairing
 from ._refusals import checked
@@ -57,11 +58,13 @@ def match(
             `.on`: `{"aux": None, "*.mask": None}`.
         flatten: name or glob of a dense layer, or of a norm beside it, -> the channels of the image that was flattened
             in front of it, or None: its rows stay as they are. A tuple is for rows and columns: `{"fc": (None, 64)}`
-            for a dense layer whose output is made an image of 64 channels.
+            for a dense layer whose output is made an image of 64 channels. A list is for features that are
+            concatenated, the channels (or None) and the size of each piece: `{"fc": [(8, 288), (None, 3)]}`.
         strict: whether options that make two layers compute different functions although their arrays fit, such as the
             epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
-            of a bound linen module defines. If not strict, they are among `pair.notes`, as is always what flax has no
-            option for (its batch norm keeps the biased variance) and what is only rounding (`use_fast_variance`).
+            of a bound linen module defines; of other layers `pair.notes` says that they are not compared. If not
+            strict, they are among `pair.notes`, as is always what flax has no option for (its batch norm keeps the
+            biased variance) and what is only rounding (`use_fast_variance`).
 
     Returns:
         The pair.
@@ -89,7 +92,13 @@ def match(
     """
     where = "match"
     if not isinstance(net, nn.Module):
-        raise TypeError(f"{where}: net must be an nn.Module, got {type(net).__module__}.{type(net).__name__}")
+        kind = f"{type(net).__module__}.{type(net).__name__}"
+        raise TypeError(f"{where}: net must be an nn.Module, got {kind}{_hint(net, flax)}")
+    if isinstance(net, AveragedModel):
+        raise TypeError(
+            f"{where}: net is an AveragedModel, whose n_averaged has no twin; pass the average itself, net.module: "
+            "match(averaged.module, ...)"
+        )
     if isinstance(net, torch.jit.ScriptModule):
         raise TypeError(
             f"{where}: net is a {type(net).__name__} of TorchScript, whose layers have no class; pass the model"
@@ -102,6 +111,17 @@ def match(
         if isinstance(x, Tensor):
             checked(where, f"the leaf {name!r} of the PyTorch side", x)
     return _Match(net, state, _flax.read(where, flax), rename, flatten or {}).pair(strict)
+
+
+def _hint(net: Any, flax: Any) -> str:
+    """What is nearly right, and how it is said rightly."""
+    if isinstance(net, type) and issubclass(net, nn.Module):
+        return f": the class {net.__name__}; pass an instance"
+    if isinstance(flax, nn.Module):
+        return "; are the arguments swapped? The PyTorch model is the first"
+    if isinstance(net, Mapping) and any(isinstance(x, Tensor) for x in net.values()):
+        return "; a state dict does not tell which layers its arrays are of: pass the model itself"
+    return ""
 
 
 class _Match:
@@ -251,11 +271,24 @@ class _Match:
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
             for text, names in said.remarks.items()
         ]
+        if said.unseen:
+            more = f" and {len(said.unseen) - 1} more" if len(said.unseen) > 1 else ""
+            notes.append(
+                f"{said.unseen[0]}{more}: options (epsilon, momentum, padding, strides, ...) are not compared: flax "
+                "shows them in an nnx module, or in a bound linen module with setup"
+            )
         if pairing.counted:
             notes.append(
                 f"{', '.join(pairing.counted)}: paired by linen's numbers, which count constructions: in "
                 "Dense(2)(relu(Dense(2)(x))) the outer layer is Dense_0. Variables of `init` without jit have the "
                 "order of calls"
+            )
+        summed = [row.link.torch for row in rows if row.link.sums]
+        if summed:
+            more = f" and {len(summed) - 1} more such sums" if len(summed) > 1 else ""
+            notes.append(
+                f"{' + '.join(summed[0])}{more}: flax has their sum; values cross, but not the gradients, optimizer "
+                "state and penalties of each"
             )
         self._note_ties(rows, notes)
         self._note_dtypes(rows, notes)
@@ -311,16 +344,20 @@ class _Match:
         for link in links:
             if link.note:
                 said.remarks.setdefault(link.note, []).append(about)
-        if twin is not None:
+        if twin is None:
+            for text in rules.always(ours.module):
+                said.remarks.setdefault(text, []).append(about)
+            said.unseen += [ours.name or "the model"] if rules.has_options(ours.module) else []
+        else:
             remarks = _remarks(ours.module, twin)
-            for text in rules.differences(ours.module, twin):
+            for text in rules.differences(ours.module, twin, self.side.twin(theirs.path[:-1]) if theirs.path else None):
                 if text in remarks:
                     said.remarks.setdefault(text, []).append(about)
                 else:
                     said.differences.append(f"{about}: {text}")
         beside = behind.get(ours.name, _flatten.Channels(None))
-        for link in links:
-            also = link.note
+        for n, link in enumerate(links):
+            also = link.note or (_recurrent.place_note(ours.module, theirs.name) if n == 0 else "")
             if beside != _flatten.Channels(None):
                 link, also = _permuted(ours, theirs, link, beside)
             ours_names = tuple(ours.prefix + name for name in link.torch)
@@ -384,9 +421,10 @@ def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) 
     (name,) = link.jax
     shape: Any = theirs.shapes[name]
     dense = isinstance(ours.module, nn.Linear)
-    rows = beside.rows if not dense or name == "kernel" else None
+    has_rows = not dense or name == "kernel"
+    rows, pieces = (beside.rows, beside.pieces) if has_rows else (None, ())
     columns = beside.columns if dense else None
-    if rows is None and columns is None:
+    if rows is None and columns is None and not pieces:
         return link, link.note
     if len(shape) > 2:
         raise ValueError(
@@ -397,15 +435,22 @@ def _permuted(ours: Torch, theirs: Flax, link: Link, beside: _flatten.Channels) 
     for what, count, size in (("rows" if dense else "entries", rows, shape[0]), ("columns", columns, shape[-1])):
         if count is not None:
             said.append(f"{what} permuted ({count} channels x {size // count})")
-    return _flatten.permuted(link, _flatten.Channels(rows, columns)), ", ".join(said)
+    if pieces:
+        each = " + ".join(f"{count} channels x {size // count}" if count else f"{size} as is" for count, size in pieces)
+        said.append(f"{'rows' if dense else 'entries'} permuted ({each})")
+    return _flatten.permuted(link, _flatten.Channels(rows, columns, pieces)), ", ".join(said)
 
 
 @dataclass
 class _Said:
-    """What rules say of the options of twins: faults, one by one, and remarks with the layers that they are about."""
+    """What rules say of the options of twins.
+
+    Faults one by one, remarks with the layers that they are about, and the layers of which flax shows no options.
+    """
 
     differences: list[str] = field(default_factory=list)
     remarks: dict[str, list[str]] = field(default_factory=dict)
+    unseen: list[str] = field(default_factory=list)
 
 
 def _remarks(module: Any, twin: Any) -> set[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from funcreg._selectors import nearest
 
 from . import _flax, _table, arrays
+from ._layouts import Mismatch
 from ._refusals import TO_NUMPY, checked, refuse_narrowing
 from .links import Link
 
@@ -133,7 +134,7 @@ class Pair:
 
         Raises:
             ValueError: a missing or additional array; another shape; a dtype that neither the model nor the flax side
-                has for it.
+                has for it; values that the flax layer cannot hold (the bias that nnx's GRUCell has not).
             TypeError: a leaf that holds no values, or a traced one, or no array.
             RuntimeError: inside `torch.func` transformations, `torch.compile` or `jax.jit`.
         """
@@ -155,7 +156,11 @@ class Pair:
         new: dict[str, Any] = {}
         for link in self.links:
             sources = [arrays.to_host(values[name]) for name in link.torch]
-            new |= arrays.to_jax(dict(zip(link.jax, link.to_jax(*map(np.asarray, sources)), strict=True)))
+            try:
+                made = link.to_jax(*map(np.asarray, sources))
+            except Mismatch as error:
+                raise ValueError(f"{where}: {', '.join(map(repr, link.torch))}: {error}") from error
+            new |= arrays.to_jax(dict(zip(link.jax, made, strict=True)))
         return self.flax.build(new)
 
     @outside_compilation
@@ -411,14 +416,13 @@ class Pair:
                 scheduler.step()
             pair.optimizer_to_torch(opt_state, optimizer)
 
-        A state of optax tells neither its hyper-parameters, unless they are injected, which are compared, nor its
-        schedule. Those of `yogi`, `lamb` and `nadam` look like `adam`'s, that of `sign_sgd` like `sgd`'s; none tells
-        `nesterov`, or that the rate of `rmsprop` with momentum was changed on the way. The defaults differ:
-        `weight_decay` is 1e-4 in `optax.adamw` and 0.01 in `AdamW`; `optax.rmsprop` has `decay=0.9` and
-        `eps_in_sqrt=True`, `RMSprop` has `alpha=0.99` and eps outside the root, so that it needs `eps_in_sqrt=False`
-        there; `optax.adagrad` starts at 0.1 with eps inside the root, `Adagrad` at 0 with eps outside, so that neither
-        goes on as the other. An `eps_root` other than 0 and the `nesterov` of `optax.adam` have no counterpart in
-        PyTorch.
+        A state of optax tells neither its hyper-parameters nor its schedule. The defaults differ: `weight_decay` is
+        1e-4 in `optax.adamw` and 0.01 in `AdamW`; `optax.rmsprop` has `decay=0.9` and `eps_in_sqrt=True`, `RMSprop` has
+        `alpha=0.99` and eps outside the root, so that it needs `eps_in_sqrt=False` there; `optax.adagrad` starts at 0.1
+        with eps inside the root, `Adagrad` at 0 with eps outside, so that neither goes on as the other. An `eps_root`
+        other than 0 and the `nesterov` of `optax.adam` have no counterpart in PyTorch. The states of `yogi`, `lamb` and
+        `nadam` look like that of `adam`, that of `sign_sgd` like that of `sgd`. What `inject_hyperparams` holds is
+        compared; that a rate was changed on the way, which `rmsprop` with momentum remembers, nothing tells.
 
         Args:
             opt_state: of `optimizer_to_jax`, also as `nnx.Optimizer` holds it, or in `optax.chain` with clipping and

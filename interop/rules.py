@@ -161,9 +161,10 @@ def register(
     """
 
     def said(module: Any, twin: Any) -> Iterable[str]:
-        return differences(module, twin) if differences else ()
+        assert differences is not None
+        return differences(module, twin)
 
-    RULES[torch_class] = Rule("", fixed(rule), said, without_twin=without_twin or {})
+    RULES[torch_class] = Rule("", fixed(rule), said if differences else _options.none, without_twin=without_twin or {})
 
 
 def links_of(module: Module, shapes: Shapes, twin: Any = None) -> list[Link]:
@@ -248,7 +249,7 @@ def without_twin(module: Module) -> dict[str, str]:
     return {name: why for name, why in rule_of(module).without_twin.items() if name in _fit.arrays_of(module)}
 
 
-def differences(module: Module, twin: Any) -> list[str]:
+def differences(module: Module, twin: Any, whole: Any = None) -> list[str]:
     """What makes a PyTorch layer and its flax twin compute different things although their arrays fit.
 
     Every option that no array shows: epsilon, momentum, padding (also where it agrees for some sizes only), strides,
@@ -258,6 +259,7 @@ def differences(module: Module, twin: Any) -> list[str]:
     Args:
         module: the PyTorch layer, or one of `parts(module)`.
         twin: the flax layer itself; None: nothing can be said.
+        whole: the flax module that has it as a child, where it is known: a Bidirectional decides for its two RNNs.
 
     Returns:
         A sentence for each.
@@ -269,7 +271,18 @@ def differences(module: Module, twin: Any) -> list[str]:
         return [str(one) for one in rule.options(module, twin)]
     if not _fit.is_twin(rule.twins, twin):
         return [f"{type(twin).__name__} is not flax's own layer: what it computes besides its arrays is not known"]
-    return _options.differences(module, twin, rule.options)
+    half = hasattr(twin, "cell") and _fit.is_twin("Bidirectional", whole)
+    return _options.differences(module, twin, rule.options, whole if half else None)
+
+
+def always(module: Module) -> list[str]:
+    """What is different in all pairs of such layers: the part of `differences` that needs no flax layer."""
+    return list(_options.always(module)) if rule_of(module).twins else []
+
+
+def has_options(module: Module) -> bool:
+    """Whether a flax twin has options that decide what it computes and that no array shows."""
+    return rule_of(module).options not in (_options.none, _options.linear, _options.embedding)
 
 
 def rule_of(module: Module) -> Rule:

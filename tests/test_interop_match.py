@@ -190,12 +190,17 @@ def linen_norm(**options):
 class ResNetBlock(fnn.Module):
     outs: int
     stride: int = 1
+    shortcut_first: bool = False
 
     @fnn.compact
     def __call__(self, x):
+        if self.shortcut_first and self.stride > 1:
+            r = linen_norm()(fnn.Conv(self.outs, (1, 1), self.stride, use_bias=False)(x))
         y = fnn.Conv(self.outs, (3, 3), self.stride, padding=((1, 1), (1, 1)), use_bias=False)(x)
         y = fnn.relu(linen_norm()(y))
         y = linen_norm()(fnn.Conv(self.outs, (3, 3), padding=((1, 1), (1, 1)), use_bias=False)(y))
+        if self.shortcut_first and self.stride > 1:
+            return fnn.relu(r + y)
         if self.stride > 1:
             x = fnn.Conv(self.outs, (1, 1), self.stride, use_bias=False, name="conv_proj")(x)
             x = linen_norm(name="norm_proj")(x)
@@ -203,12 +208,14 @@ class ResNetBlock(fnn.Module):
 
 
 class LinenResNet(fnn.Module):
+    shortcut_first: bool = False
+
     @fnn.compact
     def __call__(self, x):
         x = fnn.Conv(4, (3, 3), padding=((1, 1), (1, 1)), use_bias=False, name="conv_init")(x)
         x = fnn.relu(linen_norm(name="bn_init")(x))
         for outs, stride in ((4, 1), (4, 1), (8, 2), (8, 1)):
-            x = ResNetBlock(outs, stride)(x)
+            x = ResNetBlock(outs, stride, self.shortcut_first)(x)
         return fnn.Dense(5)(x.mean((1, 2)))
 
 
@@ -355,6 +362,7 @@ TWINS = [
     Twins("convnet, linen", convnet, linen(LinenConvnet()), IMAGES),
     Twins("convnet, nnx", convnet, lambda x: (NnxConvnet, None), IMAGES),
     Twins("resnet, linen", ResNet, linen(LinenResNet()), IMAGES),
+    Twins("resnet, linen, the shortcut first", ResNet, linen(LinenResNet(shortcut_first=True)), IMAGES),
     Twins("transformer, linen", Transformer, linen(LinenTransformer()), TOKENS),
     Twins("transformer, nnx", Transformer, lambda x: (NnxTransformer, None), TOKENS),
     Twins("lstm, linen", Lstm, linen(LinenLstm()), SERIES),
@@ -406,7 +414,9 @@ def test_twins_compute_the_same_and_come_back_bit_for_bit(twins, x64):
     np.testing.assert_allclose(net(x).detach().numpy(), wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("twins", [t for t in TWINS if "nnx" not in t.name and "alphabet" not in t.name], ids=str)
+@pytest.mark.parametrize(
+    "twins", [t for t in TWINS if not any(word in t.name for word in ("nnx", "alphabet", "first"))], ids=str
+)
 def test_sorted_keys_give_the_same_twins(twins):
     """As jit leaves them; what has names against the alphabet is refused instead."""
     net, x = twins.torch(), twins.x.transpose(0, 2, 3, 1) if twins.x.ndim == 4 else twins.x
@@ -506,6 +516,36 @@ PAIRED = {
 def test_the_right_twin_is_found(name):
     net, flax, wanted = PAIRED[name]
     assert twins_of(interop.match(net, flax)) == wanted
+
+
+NORM_8 = {"scale": shaped(8), "bias": shaped(8)}
+
+
+def residual(ins=4):
+    return net_of(
+        conv1=nn.Conv2d(ins, 8, 3), norm1=nn.GroupNorm(2, 8), conv2=nn.Conv2d(8, 8, 3), norm2=nn.GroupNorm(2, 8),
+        downsample=nn.Sequential(nn.Conv2d(ins, 8, 1), nn.GroupNorm(2, 8)),
+    )  # fmt: skip
+
+
+def test_norms_follow_their_convolutions_where_the_orders_differ():
+    names = ["Conv_0", "GroupNorm_0", "Conv_1", "GroupNorm_1", "Conv_2", "GroupNorm_2"]
+    flax = dict(zip(names, [conv(1, 4, 8), NORM_8, conv(3, 4, 8), NORM_8, conv(3, 8, 8), NORM_8], strict=True))
+    ours = ["downsample.0", "downsample.1", "conv1", "norm1", "conv2", "norm2"]
+    assert twins_of(interop.match(residual(), flax)) == dict(zip(ours, names, strict=True))
+    same = {**flax, "Conv_0": conv(1, 8, 8), "Conv_1": conv(3, 8, 8)}
+    assert twins_of(interop.match(residual(8), same)) == dict(zip(ours, names, strict=True))
+    with pytest.raises(ValueError, match="come in another order in flax, so that order is no evidence"):
+        interop.match(residual(), dict(sorted(flax.items())))  # numbers do not tell which norm follows which layer
+    last = ["Conv_0", "Conv_1", "Conv_2", "GroupNorm_0", "GroupNorm_1", "GroupNorm_2"]
+    with pytest.raises(ValueError, match="order is no evidence"):
+        interop.match(residual(), {name: flax[name] for name in last})
+    flax = dict(zip(["scc", "scn", "c1", "one", "c2", "two"], flax.values(), strict=True))
+    with pytest.raises(ValueError) as error:
+        interop.match(residual(), flax)
+    rename = {"norm1": "one", "norm2": "two", "downsample.1": "scn"}
+    assert f"rename={rename}" in str(error.value)
+    assert twins_of(interop.match(residual(), flax, rename=rename))["downsample.1"] == "scn"
 
 
 def test_numbers_of_sorted_keys_are_noted():
@@ -747,6 +787,27 @@ REFUSED = {
         {"fc": dense(5, 8), "a": {"kernel": shaped(1, 4, 3), "bias": shaped(3)}}, {},
         ("fc gives 8 features, perhaps an image of the 4 channels that a reads",),
     ),
+    "a flatten behind a dense layer that may be none": (
+        net_of(a=nn.Conv2d(3, 8, 3), side=nn.Linear(8, 5), fc=nn.Linear(288, 2)),
+        {"a": conv(3, 3, 8), "side": dense(8, 5), "fc": dense(288, 2)}, {},
+        ("fc reads 288 features, perhaps the 8 channels of a flattened, but a dense layer lies between",
+         "flatten={'fc': 8}"),
+    ),
+    "a flatten or the features of another layer": (
+        net_of(a=nn.Conv2d(3, 8, 3), up=nn.Linear(8, 32), down=nn.Linear(32, 8), fc=nn.Linear(32, 2)),
+        {"a": conv(3, 3, 8), "up": dense(8, 32), "down": dense(32, 8), "fc": dense(32, 2)}, {},
+        ("fc reads 32 features, perhaps the 8 channels of a flattened", "flatten={'fc': 8}", "{'fc': None}"),
+    ),
+    "a flatten and more behind a gate": (
+        net_of(a=nn.Conv2d(3, 8, 3), gate=nn.Linear(8, 8), fc=nn.Linear(291, 2)),
+        {"a": conv(3, 3, 8), "gate": dense(8, 8), "fc": dense(291, 2)}, {},
+        ("fc reads 291 features, no multiple of the 8 channels of a",),
+    ),
+    "a gate between two convolutions": (
+        net_of(a=nn.Conv2d(3, 8, 3), gate=nn.Linear(8, 8), fc=nn.Linear(32, 2), b=nn.Conv2d(8, 4, 3)),
+        {"a": conv(3, 3, 8), "gate": dense(8, 8), "fc": dense(32, 2), "b": conv(3, 8, 4)}, {},
+        ("fc reads 32 features, perhaps the 8 channels of a flattened, but convolutions follow it",),
+    ),
     "flatten: no multiple": (
         net_of(a=nn.Conv2d(3, 8, 3), fc=nn.Linear(16, 8)), {"a": conv(3, 3, 8), "fc": dense(16, 8)},
         {"flatten": {"fc": 5}}, ("fc has 16 features there, no multiple of 5 channels",),
@@ -823,6 +884,108 @@ def test_rows_and_columns_beside_a_flatten(x64):
     with pytest.raises(ValueError) as error:  # convolutions follow the dense layers: all of them are asked about
         interop.match(net, variables)
     assert all(f"{name} " in str(error.value) for name in options)
+
+
+class Gate(nn.Module):
+    """Squeeze-excite: dense layers that read the pooled image and scale its channels."""
+
+    def __init__(self, count, hidden):
+        super().__init__()
+        self.down, self.up = nn.Linear(count, hidden), nn.Linear(hidden, count)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.up(torch.tanh(self.down(x.mean((2, 3))))))[:, :, None, None]
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.gate1, self.conv2, self.gate2 = nn.Conv2d(3, 4, 3), Gate(4, 2), nn.Conv2d(4, 8, 3), Gate(8, 3)
+        self.norm, self.fc, self.value = nn.LayerNorm(32), nn.Linear(32, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = self.gate2(torch.tanh(self.conv2(self.gate1(torch.tanh(self.conv1(x))))))
+        return self.value(torch.tanh(self.fc(self.norm(x.flatten(1)))))
+
+
+class LinenGated(fnn.Module):
+    @fnn.compact
+    def __call__(self, x):
+        for count, hidden in ((4, 2), (8, 3)):
+            x = jnp.tanh(fnn.Conv(count, (3, 3), padding="VALID")(x))
+            scale = fnn.Dense(count)(jnp.tanh(fnn.Dense(hidden)(x.mean((1, 2)))))
+            x = x * jax.nn.sigmoid(scale)[:, None, None]
+        x = fnn.LayerNorm(epsilon=1e-5, use_fast_variance=False)(x.reshape(x.shape[0], -1))
+        return fnn.Dense(2)(jnp.tanh(fnn.Dense(16)(x)))
+
+
+@pytest.mark.relaxed_promotion
+def test_a_flatten_behind_gates(x64):
+    net = random_net(Gated)
+    images = IMAGES[:, :, :6, :6]
+    x = jnp.asarray(images.transpose(0, 2, 3, 1), jnp.float32)
+    pair = interop.match(net, in_order_of_calls(LinenGated(), x))
+    assert "transposed, rows permuted (8 channels x 4)" in str(pair)
+    with x64():
+        got = LinenGated().apply(pair.to_jax(net), jnp.asarray(images.transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(np.asarray(got), net(torch.tensor(images)).detach().numpy(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_flatten_beside_other_features():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(144 + 3, 2)
+
+        def forward(self, x):
+            return self.fc(torch.cat([self.conv(x).flatten(1), x.mean((2, 3))], 1))
+
+    class LinenJoined(fnn.Module):
+        @fnn.compact
+        def __call__(self, x):
+            y = fnn.Conv(4, (3, 3), padding="VALID")(x)
+            return fnn.Dense(2)(jnp.concatenate([y.reshape(y.shape[0], -1), x.mean((1, 2))], 1))
+
+    net, x = Joined(), IMAGES.astype(np.float32)
+    given = jnp.asarray(x.transpose(0, 2, 3, 1))
+    variables = LinenJoined().init(jax.random.key(0), given)
+    with pytest.raises(ValueError) as error:
+        interop.match(net, variables)
+    option = {"fc": [(4, 144), (None, 3)]}
+    assert f"flatten={option} says that 4 channels were flattened into the first 144" in str(error.value)
+    assert "flatten={'fc': None} that its rows stay as they are, which is right only if it reads nothing" in str(error)
+    pair = interop.match(net, variables, flatten=option)
+    assert "transposed, rows permuted (4 channels x 36 + 3 as is)" in str(pair)
+    values = pair.to_jax(net)
+    got = LinenJoined().apply(values, given)
+    np.testing.assert_allclose(np.asarray(got), net(torch.tensor(x)).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in pair.to_torch(values).items())
+    with pytest.raises(ValueError, match=r"fc has 147 features, not 144 \+ 4"):
+        interop.match(net, variables, flatten={"fc": [(4, 144), (None, 4)]})
+    with pytest.raises(ValueError, match="fc has 143 features there, no multiple of 4 channels"):
+        interop.match(net, variables, flatten={"fc": [(4, 143), (None, 4)]})
+    with pytest.raises(TypeError, match="a list of"):
+        interop.match(net, variables, flatten={"fc": [4, 3]})
+
+
+NOT_FLATTENED = {
+    "features of two inputs": [("a", nn.Linear(8, 64)), ("b", nn.Linear(10, 16)), ("c", nn.Linear(80, 2))],
+    "a table beside pooled channels": [("a", nn.Linear(8, 64)), ("b", nn.Embedding(9, 48)), ("c", nn.Linear(48, 2))],
+    "an attention's parts": [("qkv", nn.Linear(8, 96)), ("out", nn.Linear(32, 8)), ("fc", nn.Linear(8, 2))],
+    "heads of one width": [("a", nn.Linear(8, 32)), ("b", nn.Linear(32, 4)), ("c", nn.Linear(32, 4))],
+    "tokens that are merged": [
+        ("norm", nn.LayerNorm(8)), ("up", nn.Linear(8, 32)), ("down", nn.Linear(32, 8)), ("merge", nn.Linear(32, 16)),
+    ],
+    "a gate alone": [("a", nn.Linear(8, 2)), ("b", nn.Linear(2, 8)), ("c", nn.Linear(8, 5))],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_FLATTENED)
+def test_features_of_other_layers_are_no_flatten(name):
+    net = net_of(conv=nn.Conv2d(3, 8, 3), **dict(NOT_FLATTENED[name]))
+    flax = {name: interop.rules.leaves_of(layer)[0] for name, layer in net.named_children()}
+    flax = {name: {key: shaped(*shape) for key, shape in leaves.items()} for name, leaves in flax.items()}
+    assert "permuted" not in str(interop.match(net, flax))
 
 
 def test_a_second_head_reads_the_same_flatten():
@@ -907,6 +1070,71 @@ def test_an_nnx_variable_that_is_shared():
 # --- structures ---
 
 
+def test_tied_weights_that_do_not_fit_are_refused_by_name():
+    net = net_of(emb=nn.Embedding(11, 4), head=nn.Linear(4, 11, bias=False))
+    net.head.weight = net.emb.weight
+    with pytest.raises(ValueError, match=r"(?s)no partner for 1 .*emb \(Embedding.*embedding \(12, 4\)"):
+        interop.match(net, nnx.eval_shape(lambda: nnx.Embed(12, 4, rngs=nnx.Rngs(0))))
+
+
+class Only(nnx.Module):
+    def __init__(self, make):
+        self.rnn = make()
+
+
+def nnx_lstm():
+    return nnx.RNN(nnx.LSTMCell(8, 16, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+
+
+def test_a_model_of_nothing_but_a_recurrent_layer():
+    gru = nn.GRU(8, 16, batch_first=True)
+    flax = nnx.eval_shape(lambda: Only(lambda: nnx.RNN(nnx.GRUCell(8, 16, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))))
+    assert twins_of(interop.match(net_of(rnn=gru), flax)) == {"rnn": "rnn.cell.dense_i"}
+    assert "rnn / rnn: " in interop.match(net_of(rnn=nn.LSTM(8, 16, batch_first=True)), Only(nnx_lstm)).notes[0]
+    flax = Only(lambda: nnx.RNN(nnx.LSTMCell(8, 16, rngs=nnx.Rngs(0)), time_major=True, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match="rnn / rnn: RNN.time_major is True, it must be False"):
+        interop.match(net_of(rnn=nn.LSTM(8, 16, batch_first=True)), flax)
+
+
+def test_biases_that_are_summed_are_noted():
+    net = net_of(rnn=nn.GRU(8, 16, batch_first=True))
+    flax = nnx.eval_shape(lambda: Only(lambda: nnx.RNN(nnx.GRUCell(8, 16, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))))
+    pair = interop.match(net, flax)
+    assert pair.notes == (
+        "rnn.bias_ih_l0 + rnn.bias_hh_l0: flax has their sum; values cross, but not the gradients, optimizer state and "
+        "penalties of each",
+    )
+    with pytest.raises(ValueError, match=r"pair.to_jax: 'rnn.bias_ih_l0', 'rnn.bias_hh_l0': GRU: the last third of"):
+        pair.to_jax(net)
+    with torch.no_grad():
+        net.rnn.bias_hh_l0[-16:] = 0
+    pair.to_jax(net)
+
+
+def test_the_halves_of_a_bidirectional_need_no_options_of_their_own():
+    lstm = nn.LSTM(8, 16, batch_first=True, bidirectional=True)
+    flax = Only(lambda: nnx.Bidirectional(nnx_lstm(), nnx_lstm(), rngs=nnx.Rngs(0)))
+    pair = interop.match(net_of(rnn=lstm), flax)
+    assert "does not tell" not in str(pair)
+    nnx.update(flax, pair.to_jax(pair.net))
+    x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+    np.testing.assert_allclose(flax.rnn(jnp.asarray(x)), lstm(torch.tensor(x))[0].detach(), rtol=1e-4, atol=1e-5)
+    flax.rnn.merge_fn = jnp.add
+    with pytest.raises(ValueError, match="Bidirectional.merge_fn"):
+        interop.match(net_of(rnn=lstm), flax)
+
+    class Both(fnn.Module):
+        def setup(self):
+            self.rnn = fnn.Bidirectional(*(fnn.RNN(fnn.OptimizedLSTMCell(16)) for _ in range(2)))
+
+        def __call__(self, x):
+            return self.rnn(x)
+
+    bound = Both().bind(Both().init(jax.random.key(0), jnp.asarray(x)))
+    pair = interop.match(net_of(rnn=lstm), bound)
+    assert "does not tell" not in str(pair)
+
+
 def test_the_structure_that_was_given_comes_back():
     net = net_of(fc=nn.Linear(3, 4), bn=nn.BatchNorm1d(4))
     params = {"bn": {"bias": shaped(4), "scale": shaped(4)}, "fc": dense(3, 4)}
@@ -985,6 +1213,27 @@ def test_bound_linen_modules_show_their_options():
     assert set(pair.to_jax(net)) == {"params"}
 
 
+def test_options_that_are_not_seen_are_noted():
+    class Compact(fnn.Module):
+        @fnn.compact
+        def __call__(self, x):
+            x = fnn.Conv(4, (3, 3), strides=2)(x)  # SAME, which is not padding=1 at a stride of two
+            return fnn.Dense(2)(fnn.BatchNorm(use_running_average=True)(x))
+
+    net = net_of(conv=nn.Conv2d(3, 4, 3, 2, 1), bn=nn.BatchNorm2d(4), fc=nn.Linear(4, 2))
+    variables = in_order_of_calls(Compact(), np.ones((1, 4, 4, 3), np.float32), np.float32)
+    for flax in (variables, Compact().bind(variables)):
+        biased, unseen = interop.match(net, flax).notes
+        assert biased.startswith("bn / BatchNorm_0: in training") and "the biased one (/ n) in flax" in biased
+        assert unseen.startswith("conv and 1 more: options (epsilon, momentum, padding, strides, ...) are not compared")
+    state = nnx.state(nnx.eval_shape(lambda: nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))))
+    (unseen,) = interop.match(nn.Conv2d(3, 4, 3), state).notes
+    assert unseen.startswith("the model: options")
+    (row,) = interop.match(nn.Embedding(3, 4, padding_idx=0), {"embedding": shaped(3, 4)}).notes
+    assert row.startswith("the model / the model: padding_idx=0")
+    assert interop.match(nn.Linear(3, 3), dense(3, 3)).notes == ()
+
+
 def test_options_that_differ_are_all_listed():
     net = net_of(norm=nn.LayerNorm(3), conv=nn.Conv2d(3, 4, 3))
     model = nnx.eval_shape(
@@ -1010,6 +1259,45 @@ def test_options_that_differ_are_all_listed():
 
 
 # --- what is no model, no array, no value ---
+
+
+def test_nearly_right_arguments_are_told_what_is_right():
+    net, module = nn.Linear(3, 3), fnn.Dense(3)
+    variables = {"params": dense(3, 3)}
+
+    @dataclass
+    class TrainState:
+        params: Any
+
+    for wrong, text in (
+        ((net.state_dict(), variables), "pass the model itself"),
+        ((variables, net), "are the arguments swapped"),
+        ((module, net), "are the arguments swapped"),
+        ((net, net), "are the arguments swapped"),
+        ((nn.Linear, variables), "the class Linear; pass an instance"),
+        ((net, fnn.Dense), "the class Dense; pass an instance"),
+        ((net, (module, variables)), r"pass module.bind\(variables\)"),
+        ((net, TrainState(dense(3, 3))), "pass state.params"),
+        ((torch.optim.swa_utils.AveragedModel(net), variables), r"match\(averaged.module"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            interop.match(*wrong)
+
+
+def test_another_size_is_named():
+    net = net_of(a=nn.Linear(3, 32), b=nn.Linear(32, 2))
+    with pytest.raises(ValueError, match=r"a \(Linear.*nearest: a \(.*\) \(32 here, 64 there\)"):
+        interop.match(net, {"a": dense(3, 64), "b": dense(64, 2)})
+    with pytest.raises(ValueError, match="the same but for their sizes: make one of the models as wide as the other"):
+        interop.match(net, {"a": dense(3, 64), "b": dense(64, 2)})
+
+
+def test_notes_are_as_wide_as_the_table():
+    text = str(interop.match(squares("fc1", "fc2"), flax_squares("Dense_0", "Dense_1")))
+    first, *others = text[text.index("note:") :].splitlines()
+    assert first.startswith("note: Dense_0, Dense_1: paired by linen's numbers")
+    assert others and all(line.startswith("      ") for line in others)
+    assert max(map(len, (first, *others))) <= 72
 
 
 def test_wrong_arguments_are_refused_by_name():
