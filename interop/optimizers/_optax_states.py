@@ -91,8 +91,8 @@ def _compare_injected(where: str, settings: Settings, injected: Any) -> None:
         twins = {**hyper, "b1": b1, "b2": b2, "decay": decay, "eps_root": 0.0}  # the last one PyTorch has not
         for name, x in injected.hyperparams.items():
             theirs = twins.get(name)
-            if theirs is None or (name == "weight_decay" and theirs == 0 and len(settings.groups) > 1):
-                continue  # PyTorch has not this one; or a mask is what another group is in PyTorch
+            if theirs is None:
+                continue
             ours = np.asarray(x)
             if name in _schedules(injected):
                 raise TypeError(
