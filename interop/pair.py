@@ -400,7 +400,8 @@ class Pair:
         The optimizer is made as for a new run, with the hyper-parameters of the JAX run, over the parameters of the
         pair's net; these are moved on their own (`net.load_state_dict(pair.to_torch(params))`). Nothing is written
         until everything has been checked. As `load_state_dict` does, it replaces the state of every parameter and the
-        learning rate of every group (of a state of ours, and of `optax.inject_hyperparams`; others hold no rate).
+        learning rate of every group (of a state of ours, and of `optax.inject_hyperparams` unless that rate is a
+        schedule; others hold no rate).
 
         An attached penalty must be that of the run: its rules, options and strengths are compared, anchors and
         importances are not.
@@ -421,7 +422,7 @@ class Pair:
         with eps inside the root, `Adagrad` at 0 with eps outside, so that neither goes on as the other. An `eps_root`
         other than 0 and the `nesterov` of `optax.adam` have no counterpart in PyTorch. The states of `yogi`, `lamb` and
         `nadam` look like that of `adam`, that of `sign_sgd` like that of `sgd`. What `inject_hyperparams` holds is
-        compared.
+        compared; that a rate was changed on the way, which `rmsprop` with momentum remembers, nothing tells.
 
         Args:
             opt_state: of `optimizer_to_jax`, also as `nnx.Optimizer` holds it, or in `optax.chain` with clipping and

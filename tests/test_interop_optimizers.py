@@ -1738,3 +1738,14 @@ def test_trees_are_taken_apart_as_often_for_many_parameters_as_for_few(monkeypat
         counts[-1].append(len(calls))
     assert counts[0] == counts[1]
     assert counts[0][0] and counts[0][1] > counts[0][0]
+
+
+@pytest.mark.relaxed_promotion
+def test_an_injected_decay_that_no_group_has_is_refused():
+    """A mask leaves groups without it, but not all of them."""
+    net, pair, state = injected(optax.adamw, learning_rate=0.01, weight_decay=0.1)
+    groups = [{"params": [net.hidden.weight]}, {"params": [net.hidden.bias]}]
+    with pytest.raises(ValueError, match=r"weight_decay of group 0 is 0\.1 .* and 0\.0 in the optimizer"):
+        pair.optimizer_to_torch(state, torch.optim.AdamW(groups, lr=0.01, weight_decay=0.0))
+    groups[0]["weight_decay"] = 0.1
+    pair.optimizer_to_torch(state, torch.optim.AdamW(groups, lr=0.01, weight_decay=0.0))

@@ -84,22 +84,24 @@ def _schedules(injected: Any) -> Mapping[str, Any]:
 
 def _compare_injected(where: str, settings: Settings, injected: Any) -> None:
     """Refuse hyper-parameters of `inject_hyperparams` that are not those of the optimizer."""
-    for i in range(len(settings.groups)):
-        hyper = settings.hyper(i)
+    groups = [settings.hyper(i) for i in range(len(settings.groups))]
+    for i, hyper in enumerate(groups):
         b1, b2 = hyper.get("betas", (None, None))
         decay = hyper.get("alpha", hyper.get("momentum"))  # of rmsprop, of trace
         twins = {**hyper, "b1": b1, "b2": b2, "decay": decay, "eps_root": 0.0}  # the last one PyTorch has not
         for name, x in injected.hyperparams.items():
             theirs = twins.get(name)
-            if theirs is None or (name == "weight_decay" and theirs == 0 and len(settings.groups) > 1):
-                continue  # PyTorch has not this one; or a mask is what another group is in PyTorch
+            if theirs is None:
+                continue
             ours = np.asarray(x)
             if name in _schedules(injected):
                 raise TypeError(
                     f"{where}: {name} of the state follows a schedule of inject_hyperparams, and PyTorch keeps it "
                     "constant; train with a constant one"
                 )
-            if ours.shape or ours.dtype.type(theirs) != ours:  # the state may hold it in float32
+            # a mask of the decay is groups without it in PyTorch
+            masked = name == "weight_decay" and theirs == 0 and any(other[name] for other in groups)
+            if ours.shape or (ours.dtype.type(theirs) != ours and not masked):  # the state may hold it in float32
                 raise ValueError(
                     f"{where}: {name} of group {i} is {ours[()]!s} in the state (inject_hyperparams) and {theirs} "
                     "in the optimizer; both must be made with the same hyper-parameters"
