@@ -32,7 +32,7 @@ EPS32 = float(np.finfo(np.float32).eps)
 FLOOR = 1e-13
 
 # by_precision: the difference in float64 by that in float32. Rounding: 2**-29 = 1.9e-9 in theory.
-RATIO_ROUNDING = 1e-4
+RATIO_ROUNDING = 1e-6
 RATIO_SEMANTIC = 1e-2
 # A difference in float32 is not resolved below half an ulp: it is taken to be at least this, exact agreement included.
 RESOLVED32 = EPS32 / 2
