@@ -46,7 +46,7 @@ class Carrier:
         )
 
     def leaves(self, where: str, values: Mapping[str, np.ndarray]) -> Arrays:
-        """The arrays of the JAX side by their names there; axes in front, as of per-example gradients, stay in front."""
+        """The arrays of the JAX side by their names there; axes in front, as of per-example gradients, stay there."""
         first = {self.pair.torch.first.get(name, name): x for name, x in values.items()}
         new: Arrays = {}
         for link in self._links(where, values):

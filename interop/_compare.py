@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ._coarse import Seen, is_coarse, resolution
 from ._leaves import Leaves
 from ._measure import Comparison, compare, largest_difference, same_bits
 from .report import Leaf
 from .verdict import Evidence, Verdict, judge
+
+# A difference in float64 of up to so many roundings of the lower precision that a side computes in is put down to it.
+COARSE = 4.0
 
 # Two calls with the same inputs that differ by more than this, relative to the leaf, are not one function: what is
 # summed in another order each time (atomics of a GPU) stays far below, noise of dropout far above.
@@ -24,6 +28,7 @@ class Results:
         float64, float32: the results; None where the run failed.
         noise: by leaf, the most that the float64 results move when the inputs move by an ulp.
         unstable: leaves whose finite entries do not stay the same then.
+        coarse: what it computes in a lower precision also in float64.
         random: leaves that two calls with the same inputs do not agree on.
     """
 
@@ -33,6 +38,7 @@ class Results:
     noise: dict[str, float] = field(default_factory=dict)
     unstable: set[str] = field(default_factory=set)
     random: set[str] = field(default_factory=set)
+    coarse: Seen = field(default_factory=dict)
 
     def moved(self, leaves: Leaves) -> None:
         """Take in the float64 results of inputs that were moved by an ulp."""
@@ -84,6 +90,12 @@ def leaf_of(name: str, ours: Results, theirs: Results, step: int = 0) -> Leaf:
             )
         )
         verdict = judgement.verdict
+        coarse = [side for side in sides if side.coarse]
+        if verdict is Verdict.SEMANTIC and coarse:
+            resolved = max(in64.size * resolution(dtype) for side in coarse for dtype in side.coarse)
+            if in64.errors.absolute <= COARSE * max(drift or 0.0, resolved):
+                verdict = Verdict.INCONCLUSIVE
+                reasons.append(_explained(coarse))
         reasons += [judgement.reason] if judgement.reason else []
         if in32 is None and verdict is Verdict.ROUNDING:
             verdict = Verdict.INCONCLUSIVE
@@ -96,18 +108,22 @@ def leaf_of(name: str, ours: Results, theirs: Results, step: int = 0) -> Leaf:
                 f"{in64.alike.sum()} of {have[0].size} entries are the same infinity or NaN on both sides; the verdict "
                 "is on the others"
             )
-    coarse = [f"{s.side} ({x.dtype})" for s, x in zip(sides, wide, strict=False) if _is_coarse(x)]
-    if coarse:
+    narrowed = [f"{s.side} ({x.dtype})" for s, x in zip(sides, wide, strict=False) if is_coarse(x.dtype)]
+    if narrowed:
         verdict = Verdict.INCONCLUSIVE
-        reasons.insert(
-            0,
-            f"in the float64 run the result of {' and '.join(coarse)} is of a lower precision: a dtype is hard-coded "
-            "there; without it the sides can be compared",
+        reasons = [
+            f"in the float64 run the result of {' and of '.join(narrowed)} is of a lower precision: a dtype is "
+            "hard-coded there; without it the sides can be compared"
+            + (f" (they differ by {in64.errors.relative:.1e} of the leaf)" if in64 else "")
+        ]
+    if wide and len({_kind(x) for x in have}) == 2:
+        reasons.append(
+            f"the dtypes differ in kind: {have[0].dtype} on the PyTorch side, {have[1].dtype} on the JAX side"
         )
     random = [side.side for side in sides if name in side.random]
     if random:
         verdict = Verdict.INCONCLUSIVE
-        reasons.insert(0, f"two calls of {' and of '.join(random)} with the same inputs differ")
+        reasons = [f"two calls of the {' and of the '.join(random)} side with the same inputs differ"]
     shape, dtypes = have[0].shape, (str(have[0].dtype), str(have[1].dtype))
     errors64, errors32 = in64 and in64.errors, in32 and in32.errors
     return Leaf(name, shape, verdict, errors64, errors32, dtypes, judgement, "; ".join(reasons), step)
@@ -119,9 +135,17 @@ def _drift(name: str, sides: Sequence[Results], in64: Comparison) -> float:
     return max(largest_difference(a, b, in64.compared) for a, b in pairs)
 
 
-def _is_coarse(x: np.ndarray) -> bool:
-    """Floats and complex numbers of less than 64 bits a number; ml_dtypes' floats are of NumPy's kind V."""
-    return x.dtype.kind in "fV" and x.dtype.itemsize < 8 or x.dtype == np.complex64
+def _explained(sides: Sequence[Results]) -> str:
+    found = " and ".join(
+        f"{s.side} computes in {', '.join(f'{d} ({op})' for d, op in s.coarse.items())}" for s in sides
+    )
+    return (
+        f"{found} also in the float64 run, which accounts for a difference of this size; remove that dtype to compare"
+    )
+
+
+def _kind(x: np.ndarray) -> str:
+    return {"b": "bool", "i": "integer", "u": "integer", "c": "complex"}.get(x.dtype.kind, "float")
 
 
 def _apart(found: Comparison, ours: np.ndarray, theirs: np.ndarray) -> str:

@@ -63,16 +63,19 @@ def _children(where: str, node: Any, path: Path) -> Iterator[tuple[Any, Any]]:
         yield from _trees.level(where, node, path)
 
 
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def same_names(where: str, ours: Leaves, theirs: Leaves) -> None:
     """Refuse results of different trees or shapes; there is nothing to compare."""
     for side, other, here, there in (("PyTorch", "JAX", ours, theirs), ("JAX", "PyTorch", theirs, ours)):
         more = [name for name in here if name not in there]
         if more:
             raise ValueError(
-                f"{where}: the result of the {side} side has {', '.join(map(repr, more[:5]))}"
-                f"{f' and {len(more) - 5} more' if len(more) > 5 else ''}, which that of the {other} side lacks; nearest "
-                f"names there: {nearest(more[0], list(there))}; return trees of the same names, or pass pair= for trees "
-                "of parameters"
+                f"{where}: the result of the {side} side has {_some(more)}, which that of the {other} side lacks; "
+                f"nearest names there: {nearest(more[0], list(there))}; return trees of the same names, or pass pair= "
+                "for trees of parameters"
             )
     for name, x in ours.items():
         if x.shape != theirs[name].shape:

@@ -17,12 +17,12 @@ from torch import nn
 
 from . import _leaves, arrays
 from ._carry import Carrier
+from ._coarse import Seen, Watch, of_jax
 from ._leaves import Leaves
 from ._nudge import nudge
 from ._trees import Tree, rebuild
 
 Function = Callable[..., Any]
-PRECISIONS = (64, 32)
 _FLOATS = {64: (np.dtype(np.float64), np.dtype(np.complex128)), 32: (np.dtype(np.float32), np.dtype(np.complex64))}
 
 
@@ -53,14 +53,32 @@ class Side:
         del bits
         return function
 
+    def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
+        """The result of the function and what it computes in a lower precision; inside `precision(64)`."""
+        raise NotImplementedError
+
     def results(self, tree: Tree) -> Leaves:
         return _leaves.named(self.where, tree, self.carrier, torch_side=self.name == "PyTorch")
 
-    def call(self, function: Function, inputs: tuple[Tree, ...], bits: int, draw: int | None = None) -> Leaves:
-        """The named results of one call; with `draw`, of inputs that are moved by an ulp."""
+    def call(
+        self, function: Function, inputs: tuple[Tree, ...], bits: int, draw: int | None = None
+    ) -> Leaves | Exception:
+        """The named results of one call, or what the function raised; with `draw`, of inputs moved by an ulp."""
         with self.precision(bits):
             given = self.given(cast(self.where, inputs, bits, draw))
-            return self.results(self.function(function, bits)(*given))
+            ready = self.function(function, bits)
+            try:
+                results = ready(*given)
+            except Exception as error:
+                return error
+            return self.results(results)
+
+    def call_again(self, function: Function, inputs: tuple[Tree, ...]) -> tuple[Leaves, Seen]:
+        """The results of one more call in float64, and what it computes in a lower precision."""
+        with self.precision(64):
+            given = self.given(cast(self.where, inputs, 64))
+            results, seen = self.watched(self.function(function, 64), given)
+            return self.results(results), seen
 
 
 class TorchSide(Side):
@@ -78,6 +96,10 @@ class TorchSide(Side):
     def given(self, tree: Tree) -> Tree:
         return arrays.to_torch(tree)
 
+    def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
+        with Watch() as watch:
+            return function(*given), watch.seen
+
     def function(self, function: Function, bits: int) -> Function:
         """A module is called as a copy of this precision, so that statistics it writes do not reach the next call."""
         if isinstance(function, nn.Module):
@@ -90,6 +112,10 @@ class JaxSide(Side):
 
     def precision(self, bits: int) -> Any:
         return jax.enable_x64(bits == 64)
+
+    def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
+        seen = of_jax(function, given)  # first: a function may donate what it is given
+        return function(*given), seen
 
     def given(self, tree: Tree) -> Tree:
         def convert(name: str, x: Any) -> Any:
@@ -119,7 +145,7 @@ def cast(where: str, tree: Tree, bits: int, draw: int | None = None) -> Tree:
 
 def _narrowed(where: str, name: str, x: np.ndarray) -> np.ndarray:
     """Integers as JAX holds them: of 32 bits without x64, which must not change a value."""
-    if jax.config.jax_enable_x64 or x.dtype not in (np.int64, np.uint64):
+    if jax.config.read("jax_enable_x64") or x.dtype not in (np.int64, np.uint64):
         return x
     narrow = x.astype(np.int32 if x.dtype == np.int64 else np.uint32)
     if (narrow != x).any():

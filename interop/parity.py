@@ -15,8 +15,8 @@ from .verdict import Verdict
 Tree = Any
 
 RANDOMNESS = (
-    "the {side} side is random: two calls with the same inputs differ; draw masks and noise once, outside, and pass them "
-    "to both sides as inputs, or put the model into evaluation mode"
+    "the {side} side is random: two calls with the same inputs differ; draw masks and noise once, outside, and pass "
+    "them to both sides as inputs, or put the model into evaluation mode"
 )
 
 
@@ -93,12 +93,10 @@ def _results(side: Side, function: Callable[..., Tree], inputs: tuple[Tree, ...]
     results = Results(side.name)
     failed: dict[int, Exception] = {}
     for bits in (64, 32):
-        try:
-            leaves = side.call(function, inputs, bits)
-        except Exception as error:
-            failed[bits] = error
-            continue
-        if bits == 64:
+        leaves = side.call(function, inputs, bits)
+        if isinstance(leaves, Exception):
+            failed[bits] = leaves
+        elif bits == 64:
             results.float64 = leaves
         else:
             results.float32 = leaves
@@ -108,9 +106,12 @@ def _results(side: Side, function: Callable[..., Tree], inputs: tuple[Tree, ...]
     for bits, error in failed.items():
         reasons.append(f"the {side.name} side fails in float{bits}: {_brief(error)}")
     if results.float64 is not None:
-        results.repeated(side.call(function, inputs, 64))
+        again, results.coarse = side.call_again(function, inputs)
+        results.repeated(again)
         for draw in range(DRAWS if not results.random else 0):
-            results.moved(side.call(function, inputs, 64, draw))
+            leaves = side.call(function, inputs, 64, draw)
+            if not isinstance(leaves, Exception):  # what raises beside its inputs has no noise to show
+                results.moved(leaves)
     if results.random:
         reasons.append(RANDOMNESS.format(side=side.name))
     return results

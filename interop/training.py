@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ._carry import Carrier
+from ._coarse import Seen
 from ._compare import Results, leaf_of
 from ._leaves import Leaves, same_names
 from ._nudge import DRAWS
@@ -29,10 +30,11 @@ def check_training(
     """Whether two training steps take the same way up to rounding, step by step.
 
     Both sides start from the same NumPy parameters and see the same batches, in float64 and in float32 as in `check`.
-    After every step the parameters are compared, and the metrics that both sides have. Training may be chaotic: rounding errors then grow from
-    step to step as fast as a fault would. Each side therefore also runs from parameters and batches that are moved by
-    an ulp, and what is compared with the difference of the sides is how far that run has gone by the same step. Where
-    float64 itself has lost its digits the steps are inconclusive, and the report says from which step.
+    After every step the parameters are compared, and the metrics that both sides have. Training may be chaotic:
+    rounding errors then grow from step to step as fast as a fault would. Each side therefore also runs from parameters
+    and batches that are moved by an ulp, and the difference of the sides is held against how far that run has gone by
+    the same step. Where float64 itself has lost its digits the steps are inconclusive, and the report says from which
+    step.
 
     Args:
         torch_steps: `(init, step)` as of `funcreg.torch.train_step`: `init(params, hyper) -> state`,
@@ -106,9 +108,10 @@ class _Run:
         with side.precision(bits):
             self.state = steps[0](self._given(params, draw), self._given(hyper))
 
-    def advance(self, batch: tuple[Tree, ...]) -> Leaves:
+    def advance(self, batch: tuple[Tree, ...], watched: bool = False) -> Leaves:
         with self.side.precision(self.bits):
-            out = self.step(self.state, self._given(self.hyper), *self._given(batch, self.draw))
+            given = (self.state, self._given(self.hyper), *self._given(batch, self.draw))
+            out, self.seen = self.side.watched(self.step, given) if watched else (self.step(*given), {})
             if not (isinstance(out, tuple) and len(out) == 2):
                 raise TypeError(f"{self.side.where}: step must return (state, metrics), got {type(out).__name__}")
             self.state, metrics = out
@@ -126,7 +129,7 @@ class _Trajectories:
     """The runs of one side, kept in step, so that no more than one state of each is held."""
 
     def __init__(self, side: Side, steps: Steps, params: Tree, hyper: Tree) -> None:
-        self.side, self.random = side, set[str]()
+        self.side, self.random, self.coarse = side, set[str](), Seen()
 
         def run(bits: int, draw: int | None = None) -> _Run:
             return _Run(side, steps, hyper, params, bits, draw)
@@ -135,16 +138,18 @@ class _Trajectories:
         self.moved = [run(64, draw) for draw in range(DRAWS)]
 
     def advance(self, batch: tuple[Tree, ...], step: int) -> Results:
-        def of(run: _Run, what: str) -> Leaves:
+        def of(run: _Run, what: str, watched: bool = False) -> Leaves:
             try:
-                return run.advance(batch)
+                return run.advance(batch, watched)
             except Exception as error:
                 error.add_note(f"{self.side.where}: raised in step {step} of the {what} run")
                 raise
 
         results = Results(self.side.name, of(self.wide, "float64"), of(self.narrow, "float32"), random=self.random)
         if step == 1:  # one step shows whether it draws anything
-            results.repeated(of(self.again, "second float64"))
+            results.repeated(of(self.again, "second float64", watched=True))
+            self.coarse = self.again.seen
+        results.coarse = self.coarse
         if self.random and results.float64:  # and from then on nothing can be compared
             self.random.update(results.float64)
         else:
@@ -156,12 +161,13 @@ class _Trajectories:
 def _params_of(where: str, state: Any) -> Any:
     if isinstance(state, Mapping) and "params" in state:
         return state["params"]
-    if not hasattr(state, "params"):
+    params = getattr(state, "params", None)
+    if params is None:
         raise TypeError(
             f"{where}: the state, a {type(state).__name__}, has no params, which is what is compared; return a record "
             "or dict that has, such as TrainState"
         )
-    return state.params
+    return params
 
 
 def _of(results: Results) -> Leaves:

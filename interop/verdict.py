@@ -7,10 +7,10 @@ faults and failing 7 roundings. Rounding has two properties that a fault has not
 **It shrinks with the precision** (`by_precision`). From float32 to float64 rounding shrinks by 2**29, a fault stays:
 the ratio of the two differences tells them apart, 42 of the same 43. This rule sees the difference of the sides only.
 
-**A side shows it by itself** (`by_conditioning`). When the inputs move by an ulp of float64, a program's own result moves
-by as much as its rounding errors are worth, however badly conditioned the function or unstable the formula: the last
-bits of every intermediate result are drawn anew. Two programs for one function differ by no more than a small multiple
-of that. This rule sees no float32 at all, and its yardstick is taken on each side alone.
+**A side shows it by itself** (`by_conditioning`). When the inputs move by an ulp of float64, a program's own result
+moves by as much as its rounding errors are worth, however badly conditioned the function or unstable the formula: the
+last bits of every intermediate result are drawn anew. Two programs for one function differ by no more than a small
+multiple of that. This rule sees no float32 at all, and its yardstick is taken on each side alone.
 
 They err in different places. Noise of float32 hides a small fault from the first rule; functions whose rounding errors
 do not show in their inputs (inputs that are zeros or integers, computations on constants) and kinks mislead the second.
@@ -36,8 +36,8 @@ RATIO_ROUNDING = 1e-6
 RATIO_SEMANTIC = 1e-2
 # A difference in float32 is not resolved below half an ulp: it is taken to be at least this, exact agreement included.
 RESOLVED32 = EPS32 / 2
-# Where float32 itself is that wrong it has no digits to compare with: no opinion, unless the ratio is as small as theory
-# says (a gradient that is nothing but rounding errors, as of a bias in front of a batch norm, is such a case).
+# Where float32 itself is that wrong it has no digits to compare with: no opinion, unless the ratio is as small as
+# theory says (a gradient that is nothing but rounding errors, as of a bias in front of a batch norm, is such a case).
 LOST32 = 0.1
 RATIO_BEYOND_DOUBT = 1e-7
 

@@ -1,4 +1,4 @@
-"""Pairs of functions whose answer is known: the same mathematics written differently, or a fault that ports really have.
+"""Pairs of functions whose answer is known: the same mathematics written differently, or a fault that ports have.
 
 The thresholds of `interop.verdict` were chosen on one half and are reported on the other. The halves: the pairs of each
 truth in the order of their names, every second one is held out. `python tests/parity_corpus.py` prints the table.
