@@ -45,8 +45,15 @@ class Watch(TorchDispatchMode):
 
 def of_jax(function: Callable[..., Any], args: tuple[Any, ...]) -> Seen:
     """The same of a function of JAX, read from its trace; nothing where it cannot be traced."""
+    leaves, treedef = jax.tree.flatten(args)
+    arrays = {i: x for i, x in enumerate(leaves) if isinstance(x, jax.Array)}  # numbers stay numbers
+
+    def of_arrays(*traced: jax.Array) -> Any:
+        new = dict(zip(arrays, traced, strict=True))
+        return function(*treedef.unflatten([new.get(i, x) for i, x in enumerate(leaves)]))
+
     try:
-        jaxpr = jax.make_jaxpr(function)(*args)
+        jaxpr = jax.make_jaxpr(of_arrays)(*arrays.values())
     except Exception:  # a function that JAX cannot trace, with `float(x)` or NumPy in it, may still be called
         return {}
     seen: Seen = {}

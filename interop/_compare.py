@@ -136,11 +136,10 @@ def _drift(name: str, sides: Sequence[Results], in64: Comparison) -> float:
 
 
 def _explained(sides: Sequence[Results]) -> str:
-    found = " and ".join(
-        f"{s.side} computes in {', '.join(f'{d} ({op})' for d, op in s.coarse.items())}" for s in sides
-    )
+    found = [f"{side.side} computes in {dtype} ({by})" for side in sides for dtype, by in side.coarse.items()]
     return (
-        f"{found} also in the float64 run, which accounts for a difference of this size; remove that dtype to compare"
+        f"{' and '.join(found)} also in the float64 run, which accounts for a difference of this size: a hard-coded "
+        "dtype, or arrays that the function closes over (pass parameters as inputs)"
     )
 
 

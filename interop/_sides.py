@@ -119,9 +119,10 @@ class JaxSide(Side):
 
     def given(self, tree: Tree) -> Tree:
         def convert(name: str, x: Any) -> Any:
-            return x if isinstance(x, jax.Array) else arrays.to_jax(_narrowed(self.where, name, x))
+            return x if isinstance(x, jax.Array) else _narrowed(self.where, name, x)
 
-        return rebuild(self.where, tree if self.carrier is None else self.carrier.inputs(self.where, tree), convert)
+        carried = tree if self.carrier is None else self.carrier.inputs(self.where, tree)
+        return arrays.to_jax(rebuild(self.where, carried, convert))
 
 
 def cast(where: str, tree: Tree, bits: int, draw: int | None = None) -> Tree:

@@ -5,16 +5,25 @@ Two programs for one function never agree to the last bit, and one tolerance can
 faults and failing 7 roundings. Rounding has two properties that a fault has not.
 
 **It shrinks with the precision** (`by_precision`). From float32 to float64 rounding shrinks by 2**29, a fault stays:
-the ratio of the two differences tells them apart, 42 of the same 43. This rule sees the difference of the sides only.
+the ratio of the two differences tells them apart. This rule sees only the difference between the sides.
 
 **A side shows it by itself** (`by_conditioning`). When the inputs move by an ulp of float64, a program's own result
-moves by as much as its rounding errors are worth, however badly conditioned the function or unstable the formula: the
-last bits of every intermediate result are drawn anew. Two programs for one function differ by no more than a small
-multiple of that. This rule sees no float32 at all, and its yardstick is taken on each side alone.
+moves by about as much as its rounding errors are worth, however badly conditioned the function or unstable the formula:
+the last bits of the intermediate results are drawn anew. Two programs for one function differ by no more than a small
+multiple of that. The yardstick of this rule is taken on each side alone.
 
-They err in different places. Noise of float32 hides a small fault from the first rule; functions whose rounding errors
-do not show in their inputs (inputs that are zeros or integers, computations on constants) and kinks mislead the second.
-A rule has no opinion where its measurement means nothing; where they contradict each other the verdict is inconclusive.
+They err in different places. Noise of float32 hides a small fault from the first rule, and it has no opinion where
+float32 has no digits left. The second cannot see rounding errors that do not follow the inputs: those of `1 - cos(x)`
+at small x, of computations on constants, of inputs that are zeros or integers. There float32 speaks against it: a
+difference that is no larger than a side's own drift from float32 to float64, scaled down by 2**29, is no evidence of a
+fault. A rule has no opinion where its measurement means nothing; where the two contradict each other, or neither has
+an opinion, the verdict is inconclusive.
+
+What stays hidden: a fault that the inputs do not excite; one below `FLOOR`; one that float32's noise exceeds by more
+than `1 / RATIO_ROUNDING`; one smaller than what the function does to an ulp of its inputs.
+
+The thresholds were chosen on one half of `tests/parity_corpus.py` and on the pairs that are marked there as having
+changed the rules; the other half is held out, and the test suite reports both.
 """
 
 from dataclasses import dataclass
@@ -31,20 +40,22 @@ EPS32 = float(np.finfo(np.float32).eps)
 # Below this nothing is told from rounding, which long sums bring to some hundred ulps: 450 of them.
 FLOOR = 1e-13
 
-# by_precision: the difference in float64 by that in float32. Rounding: 2**-29 = 1.9e-9 in theory.
-RATIO_ROUNDING = 1e-6
+# by_precision: the difference in float64 by that in float32. Rounding: 2**-29 = 1.9e-9 in theory, up to 2.1e-8 over the
+# corpus where float32 has digits; faults from 8e-6 (where eps stands in RAdam) and 1e-2 up.
+RATIO_ROUNDING = 1e-7
 RATIO_SEMANTIC = 1e-2
 # A difference in float32 is not resolved below half an ulp: it is taken to be at least this, exact agreement included.
 RESOLVED32 = EPS32 / 2
-# Where float32 itself is that wrong it has no digits to compare with: no opinion, unless the ratio is as small as
-# theory says (a gradient that is nothing but rounding errors, as of a bias in front of a batch norm, is such a case).
+# Where one side's own drift from float32 to float64 is a tenth of the leaf, float32 has no digits: no opinion.
 LOST32 = 0.1
-RATIO_BEYOND_DOUBT = 1e-7
 
-# by_conditioning: the difference in float64 by what an ulp in the inputs does to one side alone.
+# by_conditioning: the difference in float64 by what an ulp or two in the inputs does to one side alone. Rounding: up to
+# 4.5 over the corpus, but for rounding errors that do not follow the inputs; faults from 2e4 up.
 EXCESS_ROUNDING = 1e2
 EXCESS_SEMANTIC = 1e4
-# Where an ulp moves a result that much, float64 has no digits to compare with either, or there is a jump: no opinion.
+# Nor is it a fault below this multiple of a side's own drift times 2**-29: rounding up to 17, faults from 4e2 up.
+SCALED_DRIFT = 1e2
+# Where an ulp moves a result that much, float64 has no digits to compare either, or there is a jump: no opinion.
 LOST64 = 1e-3
 
 
@@ -134,7 +145,7 @@ def by_precision(evidence: Evidence) -> Verdict | None:
         return Verdict.ROUNDING
     if ratio is None or evidence.drift32 is None:
         return None
-    if evidence.drift32 > LOST32 * evidence.size and ratio > RATIO_BEYOND_DOUBT:
+    if evidence.drift32 > LOST32 * evidence.size:
         return None
     return _between(ratio, RATIO_ROUNDING, RATIO_SEMANTIC)
 
@@ -145,7 +156,9 @@ def by_conditioning(evidence: Evidence) -> Verdict | None:
         return Verdict.ROUNDING
     if evidence.noise64 > LOST64 * max(evidence.size, evidence.size32 or 0.0):
         return None
-    return _between(excess_of(evidence), EXCESS_ROUNDING, EXCESS_SEMANTIC)
+    opinion = _between(excess_of(evidence), EXCESS_ROUNDING, EXCESS_SEMANTIC)
+    by_drift = SCALED_DRIFT * 2.0**-29 * (evidence.drift32 or 0.0)
+    return None if opinion is Verdict.SEMANTIC and evidence.difference64 <= by_drift else opinion
 
 
 def ratio_of(evidence: Evidence) -> float | None:
