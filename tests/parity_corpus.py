@@ -552,6 +552,18 @@ def right(pairs: list[tuple[Pair, Report]]) -> tuple[int, int]:
     return hits, wrong
 
 
+def close_in_float32(report: Report) -> bool:
+    """What the usual closeness test says of the float32 run, with the tolerances of torch.testing and atol 1e-5."""
+    for leaf in report.leaves:
+        errors = leaf.float32
+        if errors is None or leaf.judgement is None:  # without one, infinities or NaN of one side
+            return False
+        size = errors.absolute / errors.relative if errors.relative else 0.0
+        if errors.absolute > 1e-5 + 1.3e-6 * size:
+            return False
+    return True
+
+
 def table(results: list[tuple[Pair, Report]]) -> str:
     """Every pair with its verdict, its largest errors and the measures of both rules."""
     lines = []
@@ -575,6 +587,8 @@ def main() -> None:
     ):
         hits, wrong = right(half)
         print(f"--- {label}: {hits} of {len(half)} right, {wrong} wrong", table(half), sep="\n")
+    close = sum(close_in_float32(report) == (pair.truth is Verdict.ROUNDING) for pair, report in results)
+    print(f"--- a closeness test in float32: {close} of {len(results)} right")
 
 
 if __name__ == "__main__":

@@ -131,6 +131,12 @@ CASES = {  # evidence: by_precision, by_conditioning, both
     ),
     "float32 agrees exactly": (AGREE._replace(difference64=1e-8, difference32=0.0), SEMANTIC, SEMANTIC, SEMANTIC),
     "between the thresholds": (AGREE._replace(difference64=1e-13 * 5, difference32=1e-8), None, None, INCONCLUSIVE),
+    "below the floor, exact in float32": (
+        AGREE._replace(difference64=8e-14, noise64=0.0, difference32=0.0, drift32=0.0),
+        ROUNDING,
+        ROUNDING,
+        ROUNDING,
+    ),
     "no float32 run": (
         Evidence(1.0, 1e-3, 1e-16),
         None,
