@@ -586,6 +586,19 @@ def test_chaos_is_not_taken_for_a_fault_and_its_end_is_said():
     assert run(3.900001, 90).verdict is SEMANTIC
 
 
+def test_batches_are_moved_as_well_as_parameters():
+    """Parameters that begin at zero show no rounding errors of their own."""
+
+    def steps(polynomial):
+        step = lambda state, hyper, x: ({"params": {"w": state["params"]["w"] + polynomial(x)}}, None)  # noqa: E731
+        return lambda params, hyper: {"params": params}, step
+
+    factored = steps(lambda x: (x - 1) ** 5)
+    expanded = steps(lambda x: x**5 - 5 * x**4 + 10 * x**3 - 10 * x**2 + 5 * x - 1)
+    report = interop.check_training(factored, expanded, {"w": np.zeros((4, 3))}, None, [1 + X / 100])
+    assert report.verdict is ROUNDING and report.leaves[0].float64.relative > 1e-12
+
+
 def test_randomness_in_training_is_named():
     init, step = ours(lambda h: frt.optax.sgd(0.1))
     noisy = lambda state, hyper, x, y: step(state, hyper, x, F.dropout(y, 0.5))  # noqa: E731
