@@ -14,5 +14,9 @@ from .files import load as load
 from .files import save as save
 from .match import match as match
 from .pair import Pair as Pair
+from .parity import check as check
+from .report import Report as Report
+from .training import check_training as check_training
+from .verdict import Verdict as Verdict
 
 PART_OF = "funcreg"  # the marker by which `funcreg.interop` tells this package from another of the same name

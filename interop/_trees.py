@@ -65,6 +65,17 @@ def rebuild(
     _refuse_opaque(where, path, tree)
 
 
+def level(where: str, node: Any, path: Path) -> list[tuple[Any, Any]]:
+    """The children of a container that one of the frameworks knows, with their keys; None is the key of a Variable."""
+    _refuse_whole_models(where, path, node)
+    variable = isinstance(node, _flax("flax.nnx", "Variable"))
+    for nodes, _ in (_children_jax(node), _children_torch(node)):
+        if not (len(nodes) == 1 and nodes[0][1] is node):  # a leaf is its own only child
+            return [(None if variable else key, child) for key, child in nodes]
+    _refuse_opaque(where, path, node)
+    return []
+
+
 def name_of(path: Path) -> str:
     """Words for an error; names as the wings have them, without a leading `params`."""
     return f"the leaf {leaf_name(path)!r}" if path else "the array"

@@ -1,0 +1,34 @@
+"""Inputs moved by an ulp or two of float64, by which a program shows its own rounding errors."""
+
+import numpy as np
+
+_MIX = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's
+_SEEDS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03))
+DRAWS = len(_SEEDS)
+
+
+def nudge(x: np.ndarray, draw: int) -> np.ndarray:
+    """Every number moved towards zero by one ulp or two, as its own bits decide.
+
+    Zeros stay zeros, equal numbers stay equal and opposite ones opposite, in all arrays alike: ties and exact
+    cancellation, where a derivative may jump, are not broken. Towards zero, so that a probability of 1 stays inside its
+    domain. Infinities and NaN stay, and so does what is no float64 or complex128.
+
+    Args:
+        x: any array.
+        draw: below `DRAWS`: which of several independent decisions.
+    """
+    if x.dtype == np.complex128:
+        return (
+            nudge(x.view(np.float64) if x.ndim else x.reshape(1).view(np.float64), draw).view(x.dtype).reshape(x.shape)
+        )
+    if x.dtype != np.float64:
+        return x
+    sign = x.view(np.uint64) & np.uint64(1 << 63)
+    size = x.view(np.uint64) ^ sign
+    with np.errstate(over="ignore"):  # hashing wraps around
+        hashed = (size ^ (size >> np.uint64(31))) * _MIX + _SEEDS[draw]
+        hashed = (hashed ^ (hashed >> np.uint64(29))) * _MIX
+    ulps = np.uint64(1) + (hashed >> np.uint64(63))
+    moved = ((size - np.minimum(ulps, size)) | sign).view(np.float64)
+    return np.where(np.isfinite(x), moved, x)

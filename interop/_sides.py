@@ -1,0 +1,157 @@
+"""Calling a function of either framework from NumPy inputs, in float64 and in float32.
+
+NOTE [two contexts]: enabling x64 in JAX also changes what float32 code computes (the bias correction of `optax.adam`,
+by 7e-6 of a step: Python's numbers become float64), so that a float32 run belongs outside x64, as it is in use.
+PyTorch's counterpart is the default dtype, by which it makes new tensors: float64 in the float64 run.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+
+from . import _leaves, arrays
+from ._carry import Carrier
+from ._coarse import Seen, Watch, of_jax
+from ._leaves import Leaves
+from ._nudge import nudge
+from ._trees import Tree, rebuild
+
+Function = Callable[..., Any]
+_FLOATS = {64: (np.dtype(np.float64), np.dtype(np.complex128)), 32: (np.dtype(np.float32), np.dtype(np.complex64))}
+
+
+class Side:
+    """One framework: how inputs go in, and how results come out.
+
+    Attributes:
+        name: "PyTorch" or "JAX".
+        where: the public function and the side, for errors.
+    """
+
+    name: str
+
+    def __init__(self, where: str, carrier: Carrier | None) -> None:
+        self.where = f"{where}, {self.name} side"
+        self.carrier = carrier
+
+    def precision(self, bits: int) -> Any:
+        """A context: what the framework makes by itself is of this precision."""
+        raise NotImplementedError
+
+    def given(self, tree: Tree) -> Tree:
+        """NumPy arrays as those of the framework; inside `precision`."""
+        raise NotImplementedError
+
+    def function(self, function: Function, bits: int) -> Function:
+        """The function to be called in this precision."""
+        del bits
+        return function
+
+    def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
+        """The result of the function and what it computes in a lower precision; inside `precision(64)`."""
+        raise NotImplementedError
+
+    def results(self, tree: Tree) -> Leaves:
+        return _leaves.named(self.where, tree, self.carrier, torch_side=self.name == "PyTorch")
+
+    def call(
+        self, function: Function, inputs: tuple[Tree, ...], bits: int, draw: int | None = None
+    ) -> Leaves | Exception:
+        """The named results of one call, or what the function raised; with `draw`, of inputs moved by an ulp."""
+        with self.precision(bits):
+            given = self.given(cast(self.where, inputs, bits, draw))
+            ready = self.function(function, bits)
+            try:
+                results = ready(*given)
+            except Exception as error:
+                return error
+            return self.results(results)
+
+    def call_again(self, function: Function, inputs: tuple[Tree, ...]) -> tuple[Leaves, Seen]:
+        """The results of one more call in float64, and what it computes in a lower precision."""
+        with self.precision(64):
+            given = self.given(cast(self.where, inputs, 64))
+            results, seen = self.watched(self.function(function, 64), given)
+            return self.results(results), seen
+
+
+class TorchSide(Side):
+    name = "PyTorch"
+
+    @contextmanager
+    def precision(self, bits: int) -> Iterator[None]:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64 if bits == 64 else torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+    def given(self, tree: Tree) -> Tree:
+        return arrays.to_torch(tree)
+
+    def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
+        with Watch() as watch:
+            return function(*given), watch.seen
+
+    def function(self, function: Function, bits: int) -> Function:
+        """A module is called as a copy of this precision, so that statistics it writes do not reach the next call."""
+        if isinstance(function, nn.Module):
+            return copy.deepcopy(function).to(torch.float64 if bits == 64 else torch.float32)
+        return function
+
+
+class JaxSide(Side):
+    name = "JAX"
+
+    def precision(self, bits: int) -> Any:
+        return jax.enable_x64(bits == 64)
+
+    def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
+        seen = of_jax(function, given)  # first: a function may donate what it is given
+        return function(*given), seen
+
+    def given(self, tree: Tree) -> Tree:
+        def convert(name: str, x: Any) -> Any:
+            return x if isinstance(x, jax.Array) else _narrowed(self.where, name, x)
+
+        carried = tree if self.carrier is None else self.carrier.inputs(self.where, tree)
+        return arrays.to_jax(rebuild(self.where, carried, convert))
+
+
+def cast(where: str, tree: Tree, bits: int, draw: int | None = None) -> Tree:
+    """The same tree of new NumPy arrays: floats and complex numbers in this precision, all others as they are."""
+    floating, complex_ = _FLOATS[bits]
+
+    def convert(name: str, leaf: Any) -> np.ndarray:
+        x = np.asarray(arrays.to_host(leaf))
+        if x.dtype.kind not in "biufcV":
+            raise TypeError(f"{where}: {name} is an array of {x.dtype}; inputs are arrays of numbers")
+        if x.dtype.kind in "biu":
+            return x.copy()
+        wide = x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
+        if draw is not None:
+            wide = nudge(wide, draw)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in its run
+            return wide.astype(complex_ if x.dtype.kind == "c" else floating)
+
+    return rebuild(where, tree, convert)
+
+
+def _narrowed(where: str, name: str, x: np.ndarray) -> np.ndarray:
+    """Integers as JAX holds them: of 32 bits without x64, which must not change a value."""
+    if jax.config.read("jax_enable_x64") or x.dtype not in (np.int64, np.uint64):
+        return x
+    narrow = x.astype(np.int32 if x.dtype == np.int64 else np.uint32)
+    if (narrow != x).any():
+        raise ValueError(
+            f"{where}: {name} is {x.dtype} and holds {x[narrow != x][0]}, which JAX cannot hold in the float32 run, "
+            "without x64; pass smaller integers"
+        )
+    return narrow
