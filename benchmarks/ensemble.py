@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[Result]]:
         if getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be >= 1, got {getattr(args, name)}")
     families, wings = args.only or FAMILIES, args.wing or WINGS
-    if "jax" in wings:
+    if "jax" in wings and "ensemble" in families:
         import jax
 
         with contextlib.suppress(RuntimeError):  # JAX was used before, in this process: it keeps the devices it has
