@@ -6,6 +6,7 @@ PyTorch's counterpart is the default dtype, by which it makes new tensors: float
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,7 @@ Function = Callable[..., Any]
 _FLOATS = {64: (np.dtype(np.float64), np.dtype(np.complex128)), 32: (np.dtype(np.float32), np.dtype(np.complex64))}
 
 
-class Side:
+class Side(ABC):
     """One framework: how inputs go in, and how results come out.
 
     Attributes:
@@ -40,22 +41,22 @@ class Side:
         self.where = f"{where}, {self.name} side"
         self.carrier = carrier
 
+    @abstractmethod
     def precision(self, bits: int) -> Any:
         """A context: what the framework makes by itself is of this precision."""
-        raise NotImplementedError
 
+    @abstractmethod
     def given(self, tree: Tree) -> Tree:
         """NumPy arrays as those of the framework; inside `precision`."""
-        raise NotImplementedError
 
     def function(self, function: Function, bits: int) -> Function:
         """The function to be called in this precision."""
         del bits
         return function
 
+    @abstractmethod
     def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
         """The result of the function and what it computes in a lower precision; inside `precision(64)`."""
-        raise NotImplementedError
 
     def results(self, tree: Tree) -> Leaves:
         return _leaves.named(self.where, tree, self.carrier, torch_side=self.name == "PyTorch")

@@ -9,7 +9,8 @@ memory of JAX's own, which a training step can take over (`donate_argnums`).
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,27 @@ _BITS = {  # what NumPy knows only from ml_dtypes, and PyTorch's .numpy() refuse
     for numpy in TO_TORCH
     if numpy.name.startswith(("bfloat", "float8"))
 }
+Function = TypeVar("Function", bound=Callable[..., Any])
 _ALIGNMENT = 64  # bytes: JAX shares no memory that begins elsewhere
 
 
+def outside_compilation(method: Function) -> Function:
+    """`torch.compile(fullgraph=True)` gets an error; without fullgraph it leaves the graph here, and all is well."""
+
+    @wraps(method)
+    def call(*args: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                f"{method.__name__}: called inside torch.compile, which cannot follow values out; call it outside"
+            )
+        if "torch._dynamo" in sys.modules:  # else nobody compiles, and importing it takes seconds
+            return torch.compiler.disable(method)(*args, **options)
+        return method(*args, **options)
+
+    return call  # pyright: ignore[reportReturnType]
+
+
+@outside_compilation
 def to_jax(tree: Tree, copy: bool = True) -> Tree:
     """A tree of PyTorch or NumPy arrays as the same tree of JAX arrays, bit for bit.
 
@@ -62,10 +81,6 @@ def to_jax(tree: Tree, copy: bool = True) -> Tree:
         >>> interop.to_jax({"w": torch.tensor([1.0, 2.0], requires_grad=True), "steps": 3})
         {'w': Array([1., 2.], dtype=float32), 'steps': 3}
     """
-    return _outside_compilation(_to_jax, tree, copy)
-
-
-def _to_jax(tree: Tree, copy: bool) -> Tree:
     where = "to_jax"
     made: list[jax.Array] = []
 
@@ -85,6 +100,7 @@ def _to_jax(tree: Tree, copy: bool) -> Tree:
     return result
 
 
+@outside_compilation
 def to_torch(tree: Tree, copy: bool = True) -> Tree:
     """A tree of JAX or NumPy arrays as the same tree of PyTorch tensors, bit for bit.
 
@@ -117,10 +133,6 @@ def to_torch(tree: Tree, copy: bool = True) -> Tree:
         >>> interop.to_torch({"w": jnp.array([1.0, 2.0]), "steps": 3})
         {'w': tensor([1., 2.]), 'steps': 3}
     """
-    return _outside_compilation(_to_torch, tree, copy)
-
-
-def _to_torch(tree: Tree, copy: bool) -> Tree:
     where = "to_torch"
 
     def convert(name: str, leaf: Any) -> Tensor:
@@ -130,17 +142,6 @@ def _to_torch(tree: Tree, copy: bool) -> Tree:
     if copy and torch.get_default_device().type == "meta":
         raise RuntimeError(f"{where}: PyTorch's default device is meta, which holds no values; call it outside")
     return rebuild(where, tree, convert, flax_as_dicts=True)
-
-
-def _outside_compilation(convert: Callable[..., Any], tree: Tree, copy: bool) -> Tree:
-    """`torch.compile(fullgraph=True)` gets an error; without fullgraph it leaves the graph here, and all is well."""
-    if torch.compiler.is_compiling():
-        raise RuntimeError(
-            f"{convert.__name__[1:]}: called inside torch.compile, which cannot follow values out; call it outside"
-        )
-    if "torch._dynamo" in sys.modules:  # else nobody compiles, and importing it takes seconds
-        return torch.compiler.disable(convert)(tree, copy)  # pyright: ignore[reportCallIssue]
-    return convert(tree, copy)
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from ._pairing import Pairing
 from ._refusals import checked
 from ._table import Row
 from ._unpaired import refuse_crossed, refuse_unpaired, why_not
+from .arrays import outside_compilation
 from .links import Link
-from .pair import FlaxSide, Pair, TorchSide, form_of, outside_compilation
+from .pair import FlaxSide, Pair, TorchSide, form_of
 
 
 @outside_compilation
@@ -186,7 +187,8 @@ class _Match:
             arrays.setdefault(node.item, {})[name] = partner
         for item, named in arrays.items():
             node = _find(ours, lambda n, item=item: n.item is item)
-            assert node is not None
+            if node is None:
+                raise ValueError(f"match: rename: {', '.join(named)}: another entry renames the whole layer; drop one")
             regions.append((_taken(ours, node), self._layer_of(theirs, item, named)))
         return regions
 

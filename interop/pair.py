@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
-from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -19,6 +17,7 @@ from funcreg._selectors import nearest
 from . import _flax, _table, arrays
 from ._layouts import Mismatch
 from ._refusals import TO_NUMPY, checked, refuse_narrowing
+from .arrays import outside_compilation
 from .links import Link
 
 if TYPE_CHECKING:
@@ -31,22 +30,6 @@ if TYPE_CHECKING:
     from .optimizers import TorchOptimizerState
 
 Tree = Any
-
-
-def outside_compilation(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile(fullgraph=True)` gets an error; without fullgraph it leaves the graph here, and all is well."""
-
-    @wraps(method)
-    def call(*args: Any, **options: Any) -> Any:
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                f"{method.__name__}: called inside torch.compile, which cannot follow values out; call it outside"
-            )
-        if "torch._dynamo" in sys.modules:  # else nobody compiles, and importing it takes seconds
-            return torch.compiler.disable(method)(*args, **options)
-        return method(*args, **options)
-
-    return call
 
 
 class Form(NamedTuple):
@@ -205,12 +188,8 @@ class Pair:
                         f"({', '.join(map(repr, self._leaves_of(name)))}) have different values; make them equal first"
                     )
                 new.setdefault(name, x)
-        now = self.net.state_dict()
-        state = {}
-        for name, first in self.torch.first.items():
-            own = new[first] if first in new else now[name]
-            state[name] = own.clone() if first not in new and isinstance(own, Tensor) else own
-        return state
+        kept = self.net.state_dict()
+        return {name: new[first] if first in new else deepcopy(kept[name]) for name, first in self.torch.first.items()}
 
     # --- what the optimizer has for each parameter ---
 
@@ -601,7 +580,8 @@ class Pair:
 
 def _nested(source: Any) -> Any:
     """Nested dicts of a flat one with dotted names, as safetensors holds it; anything else as it is."""
-    if type(source) is not dict or not any("." in name for name in source if isinstance(name, str)):
+    names = source if type(source) is dict and all(isinstance(name, str) for name in source) else ()
+    if not any("." in name for name in names):
         return source
     nested: dict[str, Any] = {}
     for name, x in source.items():
@@ -609,6 +589,10 @@ def _nested(source: Any) -> Any:
         node = nested
         for part in above:
             node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"pair: the source has {name!r} and, as an array, what its name begins with")
+        if own in node:
+            raise ValueError(f"pair: the source has {name!r} and names that begin with it; an array holds no others")
         node[own] = x
     return nested
 

@@ -8,7 +8,8 @@ from ._compare import Results, leaf_of
 from ._leaves import same_names
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
-from .pair import Pair, outside_compilation
+from .arrays import outside_compilation
+from .pair import Pair
 from .report import Report, summed_up
 from .verdict import Verdict
 

@@ -9,7 +9,8 @@ from ._compare import Results, leaf_of
 from ._leaves import Leaves, same_names
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide, cast
-from .pair import Pair, outside_compilation
+from .arrays import outside_compilation
+from .pair import Pair
 from .parity import RANDOMNESS
 from .report import Leaf, Report, summed_up
 from .verdict import Verdict

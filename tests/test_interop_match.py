@@ -1529,3 +1529,16 @@ def test_compiled_code_of_penalties_and_optimizers_is_left_or_refused(call):
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="_to_jax: called inside torch.compile"):
         torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1))
+
+
+def test_a_layer_and_its_array_are_not_renamed_apart():
+    net, flax = squares("fc", "head"), {"a": dense(3, 3), "b": dense(3, 3)}
+    with pytest.raises(ValueError, match="rename: fc.weight: another entry renames the whole layer; drop one"):
+        interop.match(net, flax, rename={"fc": "a", "fc.weight": "b.kernel"})
+
+
+@pytest.mark.parametrize("names", [("fc", "fc.kernel"), ("fc.kernel", "fc")])
+def test_flat_names_that_cannot_be_a_tree(names):
+    pair = interop.match(net_of(fc=nn.Linear(3, 4)), {"fc": dense(3, 4)})
+    with pytest.raises(ValueError, match="pair: the source has 'fc"):
+        pair.to_torch({name: np.ones(3, "f") for name in names})
