@@ -107,9 +107,8 @@ class _Layers:
     @contextmanager
     def patched(self, classes: set[type]) -> Iterator[None]:
         """`__call__` of these classes goes through the hook."""
-        own = {kind: vars(kind).get("__call__") for kind in classes if callable(getattr(kind, "__call__", None))}
 
-        def wrapper(original: Function) -> Function:
+        def wrapped(original: Function) -> Function:
             def __call__(module: Any, *args: Any, **kwargs: Any) -> Any:
                 def call(*args: Any, **kwargs: Any) -> Any:
                     return original(module, *args, **kwargs)
@@ -119,18 +118,22 @@ class _Layers:
             __call__.__wrapped__ = original  # its signature is looked at
             return __call__
 
-        for kind in own:
-            own[kind] = (own[kind], wrapper(getattr(kind, "__call__")))  # noqa: B004
+        originals = {
+            kind: next(vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base))
+            for kind in classes
+            if any("__call__" in vars(base) for base in kind.__mro__)
+        }
+        inherited = {kind for kind in originals if "__call__" not in vars(kind)}
         try:
-            for kind, (_, new) in own.items():
-                kind.__call__ = new
+            for kind, original in originals.items():
+                kind.__call__ = wrapped(original)
             yield
         finally:
-            for kind, (old, _) in own.items():
-                if old is None:
+            for kind, original in originals.items():
+                if kind in inherited:
                     del kind.__call__
                 else:
-                    kind.__call__ = old
+                    kind.__call__ = original
 
     def called(self, module: Any, path_of: Function, call: Function, args: Any, kwargs: Any) -> Any:
         group, path = self._group(module, path_of)

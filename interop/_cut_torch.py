@@ -1,6 +1,7 @@
 """The PyTorch side of `locate`: an ordinary run with its gradients, and runs of the model cut at its layers."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,7 @@ def hooked(net: nn.Module, groups: Sequence[Group], hook: Hook) -> Iterator[None
 
 
 def _wrapper(hook: Hook, group: Group, name: str, module: nn.Module, call: Function) -> Function:
+    @functools.wraps(call)  # its signature is looked at
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = group.ours.given(module, args, kwargs)
         token, new = hook.enter(group, name, given)
