@@ -6,7 +6,7 @@ decide, and the layout is `guessed` if it is not the first of them: a fault that
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
@@ -92,25 +92,25 @@ def expected(slot: Slot, ours: Shape) -> Layout:
     return Layout(tuple(order), slot.features, slot.index, sizes)
 
 
-def chosen(slot: Slot, ours: Array, theirs: Array) -> Layout | None:
-    """The layout in which an array of PyTorch's is to be compared with one of flax's; None: none has that shape."""
-    found = list(_candidates(slot, ours.shape, theirs.shape))
-    if len(found) < 2:
-        return found[0] if found else None
+def best(found: Sequence[Layout], ours: Array, theirs: Array) -> Layout:
+    """Of several layouts the first, unless another one leaves next to nothing of its difference."""
     differences = [distance(layout(ours), theirs) for layout in found]
-    best = int(np.argmin(differences))
-    if differences[best] <= _BY_FAR * differences[0] and differences[0] > 0:
-        return replace(found[best], guessed=True)
-    return found[0]
+    n = int(np.argmin(differences))
+    return replace(found[n], guessed=True) if differences[n] < _BY_FAR * differences[0] else found[0]
 
 
 def distance(a: Array, b: Array) -> float:
+    """The largest difference, infinite where other entries are finite."""
     found = compare(a, b)
     return np.inf if found.apart.any() else found.errors.absolute
 
 
-def _candidates(slot: Slot, ours: Shape, theirs: Shape) -> Iterator[Layout]:
-    """Layouts of that shape, the one that the layer asks for first."""
+def fitting(slot: Slot, ours: Shape, theirs: Shape) -> list[Layout]:
+    """The layouts in which an array of PyTorch's has the shape of flax's, the one that the layer asks for first."""
+    return list(_fitting(slot, ours, theirs))
+
+
+def _fitting(slot: Slot, ours: Shape, theirs: Shape) -> Iterator[Layout]:
     first = expected(slot, ours)
     if first.shape == theirs:
         yield first

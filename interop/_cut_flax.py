@@ -1,9 +1,13 @@
 """The flax side of `locate`: linen and nnx models called as functions of their arrays, cut at their layers.
 
-Everything runs without `jax.jit` (`jax.disable_jit`), inside which values cannot be seen. A layer is recognized by its
-path: linen tells it to `intercept_methods`; of nnx modules it is written on each of them, in a copy of the model, so
-that it survives what `nnx.jit` does to their identity, and `__call__` of their classes is replaced for as long as the
-model runs.
+A layer is recognized by its path: linen tells it to `intercept_methods`; of nnx modules it is written on each of them,
+in a copy of the model, so that it survives what `nnx.jit` does to their identity, and `__call__` of their classes is
+replaced for as long as the model runs.
+
+NOTE [hidden layers]: the models run operation by operation, as they are written: what JAX compiles for one operation
+serves all layers of these shapes, and the next call of `locate`. A layer that is called inside `jax.jit`, `vmap`,
+`scan` or `checkpoint` of the model's own is hidden. Models with such layers run under `jax.disable_jit`, which opens
+all of these but `vmap` and `checkpoint`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +21,7 @@ from flax import linen, nnx
 from flax.core import DenyList
 from jax.core import Tracer
 
-from ._coarse import Seen as Coarse
-from ._coarse import of_jax
-from ._cuts import INPUT, PARAM, Arrays, Hook, key, named_outputs
+from ._cuts import Arrays, Hook, named_outputs
 from ._sides import JaxSide, cast
 from ._twins import Group
 
@@ -36,10 +38,15 @@ class Model:
         module: a linen or an nnx module.
         call: (module, *inputs) -> the result.
         build: leaves by name -> linen variables.
+
+    Attributes:
+        opened: whether it runs under `jax.disable_jit`.
+        hidden: whether a layer was called where its values cannot be seen; NOTE [hidden layers].
     """
 
     def __init__(self, module: Any, call: Function, build: Function) -> None:
         self.module, self.call, self.build = module, call, build
+        self.opened = self.hidden = False
         if isinstance(module, nnx.Module):
             copied = nnx.clone(module)
             for path, child in _modules(copied):
@@ -57,10 +64,9 @@ class Model:
             inputs: of the model.
             groups: the layers.
             hook: what their calls go through.
-            given: if it is being differentiated, with respect to which arrays.
+            given: all arrays that the function which is being traced was called with.
         """
-        traced = (type(x) for x in (given or {}).values() if isinstance(x, Tracer))
-        layers = _Layers(groups, hook, next(traced, None))
+        layers = _Layers(groups, hook, {id(x._trace) for x in (given or {}).values() if isinstance(x, Tracer)})
         if isinstance(self.module, linen.Module):
             collections = DenyList("params")
             with linen.intercept_methods(layers.of_linen):
@@ -79,7 +85,13 @@ class Model:
                 for path, x in nnx.to_flat_state(nnx.state(module))
                 if not isinstance(x, nnx.RngState)
             }
+        self.hidden = self.hidden or layers.hidden
         return named_outputs(SIDE.where, out), state
+
+    @contextmanager
+    def precision(self, bits: int) -> Iterator[None]:
+        with SIDE.precision(bits), jax.disable_jit(self.opened):
+            yield
 
 
 class _Layers:
@@ -88,12 +100,12 @@ class _Layers:
     Args:
         groups: the layers.
         hook: what they go through.
-        traced: the class of arrays that are being differentiated; other tracers are of a program of their own, such as
-            the body of a loop, which is only looked at.
+        traces: those that the run belongs to; arrays of others are of a program of their own, such as the body of a
+            loop. NOTE [hidden layers].
     """
 
-    def __init__(self, groups: Sequence[Group], hook: Hook, traced: Any) -> None:
-        self.hook, self.traced = hook, traced
+    def __init__(self, groups: Sequence[Group], hook: Hook, traces: set[int]) -> None:
+        self.hook, self.traces, self.hidden = hook, traces, False
         self.layers = {path: group for group in groups for path in group.flax}
         self.inside = False
         self.calls: dict[Group, int] = {}
@@ -137,7 +149,10 @@ class _Layers:
 
     def called(self, module: Any, path_of: Function, call: Function, args: Any, kwargs: Any) -> Any:
         group, path = self._group(module, path_of)
-        if group is None or self.inside or self._elsewhere((args, kwargs)):
+        if group is None or self.inside:
+            return call(*args, **kwargs)
+        if self._elsewhere((args, kwargs)):
+            self.hidden = True
             return call(*args, **kwargs)
         n = self.calls[group] = self.calls.get(group, -1) + 1
         convention = group.theirs
@@ -170,8 +185,7 @@ class _Layers:
         return None, ""
 
     def _elsewhere(self, arguments: Any) -> bool:
-        tracers = [x for x in jax.tree.leaves(arguments) if isinstance(x, Tracer)]
-        return any(type(x) is not self.traced for x in tracers)
+        return any(id(x._trace) not in self.traces for x in jax.tree.leaves(arguments) if isinstance(x, Tracer))
 
 
 def _modules(module: Any) -> Iterator[tuple[str, Any]]:
@@ -199,21 +213,14 @@ def given(tree: Any, bits: int, draw: int | None = None) -> Any:
     return SIDE.given(cast(SIDE.where, tree, bits, draw))
 
 
-@contextmanager
-def in_precision(bits: int) -> Iterator[None]:
-    with SIDE.precision(bits), jax.disable_jit():
-        yield
-
-
-def differentiated(
-    function: Callable[[Arrays], Arrays], arguments: Arrays, cotangents: Arrays, watched: bool = False
-) -> tuple[Arrays, Arrays, Coarse]:
-    """The results of a function of named arrays and their gradients, zero where no cotangent is given."""
+def with_gradients(
+    function: Callable[[Arrays], Arrays], arguments: Arrays, cotangents: Arrays
+) -> tuple[Arrays, Arrays]:
+    """The results of a function of named arrays, and the gradients of all real arguments; 0 without a cotangent."""
     floats = {name: x for name, x in arguments.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    others = {name: x for name, x in arguments.items() if name not in floats}
 
     def of_floats(values: Arrays) -> tuple[Arrays, Arrays]:
-        results = {name: jnp.asarray(x) for name, x in function({**others, **values}).items()}
+        results = {name: jnp.asarray(x) for name, x in function({**arguments, **values}).items()}
         real = {name: x for name, x in results.items() if jnp.issubdtype(x.dtype, jnp.floating)}
         return real, {name: x for name, x in results.items() if name not in real}
 
@@ -222,9 +229,7 @@ def differentiated(
         name: cotangents[name].astype(x.dtype) if _fits(cotangents.get(name), x) else jnp.zeros_like(x)
         for name, x in real.items()
     }
-    (pulled,) = pull(seeds)
-    coarse = of_jax(lambda values: of_floats(values)[0], (floats,)) if watched else {}
-    return _numpy({**real, **rest}), _numpy(pulled), coarse
+    return _numpy({**real, **rest}), _numpy(pull(seeds)[0])
 
 
 def _fits(cotangent: Any, x: Any) -> bool:
@@ -233,9 +238,3 @@ def _fits(cotangent: Any, x: Any) -> bool:
 
 def _numpy(tree: Arrays) -> Arrays:
     return {name: np.array(x) for name, x in tree.items()}
-
-
-def arguments(leaves: Arrays, inputs: Sequence[Any], values: Arrays) -> Arrays:
-    """All arrays of a cut model in one dict; inputs that are no arrays stay out."""
-    named = {key(PARAM, name): x for name, x in leaves.items()}
-    return named | {key(INPUT, i): x for i, x in enumerate(inputs) if isinstance(x, jax.Array)} | values

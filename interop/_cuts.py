@@ -22,8 +22,8 @@ Arrays = dict[str, Any]
 
 # Names of arrays. Arguments of a cut model:
 PARAM, INPUT, GIVEN, RETURNED = "param", "input", "given", "returned"
-# and its results:
-ARRIVED, COMPUTED, OUT = "arrived", "computed", "out"
+# and its results; `AFTER` are batch statistics after the run:
+ARRIVED, COMPUTED, OUT, AFTER = "arrived", "computed", "out", "after"
 
 
 def key(kind: str, *parts: Any) -> str:

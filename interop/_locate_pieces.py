@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _cut_torch
 from ._compare import leaf_of
-from ._cuts import ARRIVED, COMPUTED, GIVEN, INPUT, OUT, PARAM, RETURNED, key
+from ._cuts import AFTER, ARRIVED, COMPUTED, GIVEN, INPUT, OUT, PARAM, RETURNED, key
 from ._locate_runs import GRADIENT, Runs, argument_of
 from ._measure import compare
 from ._twins import Call, Group
@@ -63,7 +62,7 @@ class _Leaves:
         layers = {path: group for group in runs.groups for path in group.flax}
         ours, theirs = runs.ours.float64 or {}, runs.theirs.float64 or {}
         for name in ours:
-            if name not in theirs:
+            if name not in theirs or name.startswith(AFTER):
                 continue
             leaf = self._leaf(name)
             kind, _, rest = name.partition("/")
@@ -105,7 +104,6 @@ class _Leaves:
         return worst_leaf(found)
 
     def rows(self) -> list[Layer]:
-        values, gradients = self.runs.free_differences()
         bare = [
             Layer(self._torch_name(leaf.name), leaf.name, inside_gradient=leaf)
             for leaf in self.parameters.get(None, [])
@@ -114,10 +112,10 @@ class _Leaves:
             Layer(
                 call.name,
                 call.flax,
-                values.get(call.index),
+                self.runs.values.get(call.index),
                 self.get(call, ARRIVED),
                 self.get(call, COMPUTED),
-                gradients.get(call.index),
+                self.runs.free_gradients.get(call.index),
                 self.get(call, GRADIENT + RETURNED),
                 self.get(call, GRADIENT + GIVEN),
             )
@@ -132,13 +130,8 @@ class _Leaves:
             yield self._torch_name(leaf.name), leaf
 
     def ends(self) -> tuple[Layer, Layer]:
-        runs = self.runs
-        off = []
-        for name, theirs in runs.out_names.items():
-            x = runs.carried(key(OUT, name), _cut_torch.array(runs.torch.outputs[name]))
-            if x is not None and x.shape == runs.jax.out[theirs].shape:
-                off.append(compare(x, runs.jax.out[theirs]).errors.relative)
-        result = Layer("(result)", "", max(off, default=None), worst_leaf(self.result))
+        off = max(self.runs.result.values(), default=None)
+        result = Layer("(result)", "", off, worst_leaf(self.result))
         return Layer("(input)", "", handed_back=worst_leaf(self.inputs)), result
 
 
@@ -274,7 +267,7 @@ def _statistics(runs: Runs) -> list[str]:
             continue
         made = link.to_jax(*(runs.torch.statistics[name] for name in link.torch))
         for name, ours in zip(link.jax, made, strict=True):
-            theirs = runs.jax.after.get(name)
+            theirs = runs.after.get(key(AFTER, name))
             if theirs is None or theirs.shape != ours.shape:
                 continue
             found = compare(ours, np.asarray(theirs))

@@ -1,21 +1,20 @@
 """All runs of `locate`: each side free, and cut at its layers in both precisions and with numbers moved by an ulp."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
-from . import _activations, _cut_flax, _cut_torch, _twins
+from . import _activations, _cut_torch, _twins
 from ._activations import Layout, Slot
 from ._compare import Results
-from ._cuts import ARRIVED, COMPUTED, GIVEN, INPUT, OUT, PARAM, RETURNED, Arrays, Cut, Seen, Tape, key
+from ._cuts import AFTER, ARRIVED, COMPUTED, GIVEN, INPUT, OUT, PARAM, RETURNED, Arrays, Cut, key
+from ._flax_runs import CutProgram, FlaxRuns
 from ._locate_inputs import WHERE, FlaxArrays, flax_arrays
 from ._measure import compare
 from ._nudge import DRAWS
-from ._sides import cast
 from ._trees import ARRAYS
 from ._twins import Call, Group, Plan
 from .pair import Pair
@@ -23,23 +22,8 @@ from .pair import Pair
 Function = Callable[..., Any]
 Sizes = tuple[int, ...]
 GRADIENT = "gradient of "
-
-
-@dataclass(eq=False)
-class FlaxRun:
-    """Flax's free run in float64.
-
-    Attributes:
-        inputs: the layout of each input.
-        calls: of the layers.
-        out: the results of the model, by name.
-        after: its leaves afterwards.
-    """
-
-    inputs: dict[int, Layout]
-    calls: list[Seen]
-    out: Arrays
-    after: Arrays
+FREE = "free"
+_TRIES = 5  # until no layout changes any more
 
 
 class Runs:
@@ -49,13 +33,17 @@ class Runs:
         pair: of the models.
         net: PyTorch's.
         flax: what the flax model holds.
-        torch, jax: the free runs.
+        torch: PyTorch's free run.
         plan: the calls that both sides make.
         ours, theirs: of the cut models: results by name (`_cuts`), and gradients by `GRADIENT` + name.
         layouts: by the name of an argument of the cut model, or of a result of the model.
         shapes: for arrays that have no common shape both of theirs, PyTorch's and flax's.
         cotangents: of the cut model's results, in PyTorch's layout.
         gradients: of PyTorch's free run, of the same arguments.
+        values, free_gradients: how far off, by the largest entry, what each call returns is in the free run, and its
+            gradient.
+        result: the same of the results of the model, by name.
+        after: flax's batch statistics after a call.
     """
 
     def __init__(
@@ -69,11 +57,11 @@ class Runs:
     ) -> None:
         self.net, self.pair, self.given = net, pair, tuple(inputs)
         self.flax: FlaxArrays = flax_arrays(net, flax_model, pair)
-        self.call = torch_call or (lambda model, *xs: model(*xs))
+        self.call = torch_call or _plain_call
         groups = _twins.groups(pair, net)
         self.torch = _noted("PyTorch", "torch_call", lambda: _cut_torch.Run(net, groups, self.call, inputs))
-        self.model = _cut_flax.Model(self.flax.module, flax_call or (lambda module, *xs: module(*xs)), self.flax.build)
-        self.jax = self._flax_run(groups, own_layout=flax_call is not None)
+        self.jax = FlaxRuns(self.flax, flax_call or _plain_call, inputs)
+        _noted("flax", "flax_call", lambda: self._look(groups, own_layout=flax_call is not None))
         broken = {seen.group for seen in (*self.torch.calls, *self.jax.calls) if not seen.whole}
         self.groups = [group for group in groups if group not in broken]
         self.plan: Plan = _twins.plan(
@@ -83,13 +71,18 @@ class Runs:
         self.out_names = _paired(self.torch.outputs, self.jax.out)
         self.layouts: dict[str, Layout] = {key(INPUT, i): layout for i, layout in self.jax.inputs.items()}
         self.shapes: dict[str, tuple[Sizes, Sizes]] = {}
-        self.values = self._discovered()
+        self.known: dict[str, np.ndarray] = {}
+        self.after: Arrays = {}
+        several = self._discovered()
         seeds = self._seeds()
         self.gradients = self.torch.gradients(seeds)
         self.cotangents = {key(OUT, name): x for name, x in seeds.items()} | {
-            _result_of(name): x for name, x in self.gradients.items() if name in self.values
+            _result_of(name): x for name, x in self.gradients.items() if name in self.known
         }
-        self.ours, self.theirs = self._cut_torch(), self._cut_flax()
+        self.program = CutProgram(self.jax, self.groups, lambda values: _FreeOrCut(self.plan, values))
+        self._settle(several)
+        self.ours, self.theirs = self._collected_torch(), _collected("JAX", self.run_flax)
+        self._free()
 
     def carried(self, name: str, x: np.ndarray) -> np.ndarray | None:
         """An array of PyTorch's in flax's layout; None if it has none there."""
@@ -98,87 +91,64 @@ class Runs:
 
     # --- free runs ---
 
-    def _flax_run(self, groups: Sequence[Group], own_layout: bool) -> FlaxRun:
-        """Flax's free run; an image that PyTorch's first layer of images reads is turned, if flax can take it so."""
+    def _look(self, groups: Sequence[Group], own_layout: bool) -> None:
+        """How flax is called; an image that PyTorch's first layer of images reads is turned, if flax can take it so."""
         arrays = {i: np.asarray(x) for i, x in enumerate(self.given) if isinstance(x, ARRAYS)}
         as_is = {i: _activations.expected(Slot(), x.shape) for i, x in arrays.items()}
         ways = [as_is]
         first = next((n for n, seen in enumerate(self.torch.calls) if seen.group.slot("input").channels), None)
-        image = None if first is None else self.torch.values[key(GIVEN, first, "input")]
-        if first is not None and image is not None and not own_layout:
-            turned = _activations.expected(self.torch.calls[first].group.slot("input"), image.shape)
-            same = [i for i, x in arrays.items() if x.shape == image.shape and turned.moves]
+        if first is not None and not own_layout:
+            shape = self.torch.values[key(GIVEN, first, "input")].shape
+            turned = _activations.expected(self.torch.calls[first].group.slot("input"), shape)
+            same = [i for i, x in arrays.items() if x.shape == shape and turned.moves]
             ways = [as_is | dict.fromkeys(same, turned), as_is] if same else ways
-        found: list[tuple[float, FlaxRun]] = []
         failures: list[Exception] = []
+        good = []
         for way in ways:
-            tape = Tape()
             try:
-                with _cut_flax.in_precision(64):
-                    leaves = _cut_flax.given(self.flax.leaves, 64)
-                    out, after = self.model.run(leaves, self._inputs(way, 64), groups, tape)
-                    run = FlaxRun(way, tape.calls, _numpy(out), _numpy(after))
+                self.jax.look(way, groups)
+                good.append(way)
             except Exception as error:
                 failures.append(error)
-                continue
-            found.append((self._off(first, tape.calls) if len(ways) > 1 else 0.0, run))
-        if not found:
-            raise _with_note(failures[0], "flax", "flax_call")
-        return min(found, key=lambda one: one[0])[1]
+        if not good:
+            raise failures[0]
+        if len(good) > 1:  # all axes have the same length
+            good.sort(key=lambda way: self._off(way, groups, first or 0))
+        self.jax.look(good[0], groups)
 
-    def _off(self, first: int | None, calls: Sequence[Seen]) -> float:
-        """How far off what the first layer of images reads is."""
-        assert first is not None
+    def _off(self, way: dict[int, Layout], groups: Sequence[Group], first: int) -> float:
+        """How far off what the first layer of images reads is with the inputs in these layouts."""
+        self.jax.look(way, groups)
         group = self.torch.calls[first].group
-        theirs = next((np.asarray(seen.given["input"]) for seen in calls if seen.group is group), None)
+        theirs = next((np.array(seen.arrived["input"]) for seen in self.jax.calls if seen.group is group), None)
+        if theirs is None:
+            return np.inf
         ours = self.torch.values[key(GIVEN, first, "input")]
-        layout = None if theirs is None else _activations.chosen(group.slot("input"), ours, theirs)
-        return np.inf if layout is None else _activations.distance(layout(ours), theirs)
+        found = _activations.fitting(group.slot("input"), ours.shape, theirs.shape)
+        return _activations.distance(found[0](ours), theirs) if found else np.inf
 
-    def _inputs(self, way: Mapping[int, Layout], bits: int, draw: int | None = None) -> tuple[Any, ...]:
-        turned = tuple(way[i](np.asarray(x)) if i in way else x for i, x in enumerate(self.given))
-        return _cut_flax.given(turned, bits, draw)
+    def _free(self) -> None:
+        """Compares the free runs; without a common layout somewhere there is none."""
+        self.values: dict[int, float] = {}
+        self.free_gradients: dict[int, float] = {}
+        self.result: dict[str, float] = {}
+        if self.shapes:
+            return
+        seeds = {name: x for name, x in self.cotangents.items() if name.startswith(OUT)}
+        found, _ = self.run_flax(64, cotangents=seeds, free=True)
+        for call in self.plan.calls:
+            name = key(RETURNED, call.index)
+            self._note(self.values, call.index, name, self.torch.values[name], found[_result_of(name)])
+            if name in self.gradients and GRADIENT + name in found:
+                self._note(self.free_gradients, call.index, name, self.gradients[name], found[GRADIENT + name])
+        for name in self.out_names:
+            ours = _cut_torch.array(self.torch.outputs[name])
+            self._note(self.result, name, key(OUT, name), ours, found[key(OUT, name)])
 
-    def free_differences(self) -> tuple[dict[int, float], dict[int, float]]:
-        """For each call how far its result, and the gradient of it, are off in the free runs, by the largest entry."""
-        order: dict[Group, list[Seen]] = {}
-        numbers: dict[int, int] = {}  # of flax's calls, by PyTorch's
-        for n, seen in enumerate(self.jax.calls):
-            order.setdefault(seen.group, []).append(seen)
-            calls = self.plan.of.get(seen.group, [])
-            if len(order[seen.group]) <= len(calls):
-                numbers[n] = calls[len(order[seen.group]) - 1].index
-        values, changes = {}, {}
-        for n, index in numbers.items():
-            theirs = np.asarray(self.jax.calls[n].returned)
-            values[index] = self._relative(key(RETURNED, index), self.torch.values[key(RETURNED, index)], theirs)
-            changes[n] = np.zeros(theirs.shape)
-        pulled = self._flax_gradients(changes)
-        gradients = {
-            index: self._relative(key(RETURNED, index), self.gradients[key(RETURNED, index)], pulled[key("change", n)])
-            for n, index in numbers.items()
-            if key("change", n) in pulled and key(RETURNED, index) in self.gradients
-        }
-        return _known(values), _known(gradients)
-
-    def _flax_gradients(self, changes: Mapping[int, np.ndarray]) -> Arrays:
-        """Gradients of the free run with respect to what layers return: to zeros that are added there."""
-        with _cut_flax.in_precision(64):
-            leaves = _cut_flax.given(self.flax.leaves, 64)
-            inputs = self._inputs(self.jax.inputs, 64)
-
-            def run(arguments: Arrays) -> Arrays:
-                def changed(n: int, x: Any) -> Any:
-                    return x + arguments[key("change", n)].astype(x.dtype) if key("change", n) in arguments else x
-
-                traced = {name: arguments.get(key(PARAM, name), x) for name, x in leaves.items()}
-                out, _ = self.model.run(traced, inputs, self.groups, Tape(changed=changed), arguments)
-                return {key(OUT, name): x for name, x in out.items()}
-
-            floats = [n for n in changes if jnp.issubdtype(self.jax.calls[n].returned.dtype, jnp.floating)]
-            arguments = {key("change", n): jnp.asarray(changes[n]) for n in floats}
-            arguments |= {key(PARAM, name): leaves[name] for name in list(self.flax.trained)[:1]}
-            return _cut_flax.differentiated(run, arguments, self._flax_cotangents(self.cotangents, 64))[1]
+    def _note(self, where: dict[Any, float], at: Any, name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+        x = self.carried(name, ours)
+        if x is not None and x.shape == theirs.shape:
+            where[at] = compare(x, theirs).errors.relative
 
     def reaches_result(self, index: int) -> bool:
         """Whether a result of the model is made of what a call returns, with no layer in between."""
@@ -192,25 +162,36 @@ class Runs:
             if name.startswith(f"{ARRIVED}/{reader}/" if reader is not None else f"{OUT}/")
         }
         name = GRADIENT + key(RETURNED, index)
-        ours, theirs = self._run_torch(64, cotangents=chosen)[0][name], self._run_flax(64, cotangents=chosen)[0][name]
+        ours, theirs = self.run_torch(64, cotangents=chosen)[0][name], self.run_flax(64, cotangents=chosen)[0][name]
         found = compare(ours, theirs)
         return np.inf if found.apart.any() else found.errors.absolute
 
-    def _relative(self, name: str, ours: np.ndarray, theirs: np.ndarray) -> float | None:
-        x = self.carried(name, ours)
-        return None if x is None or x.shape != theirs.shape else compare(x, theirs).errors.relative
-
     # --- cut runs ---
 
-    def _discovered(self) -> dict[str, np.ndarray]:
-        """The values that go into the cut models, of the arrays that both sides have; sets the layouts."""
-        cut = _Discovery(self.plan, self.torch.values, self.layouts, self.shapes)
-        with _cut_flax.in_precision(64):
-            leaves = _cut_flax.given(self.flax.leaves, 64)
-            out, _ = self.model.run(leaves, self._inputs(self.jax.inputs, 64), self.groups, cut)
-            for name, theirs in self.out_names.items():
-                cut.fit(Slot(free=True), key(OUT, name), _cut_torch.array(self.torch.outputs[name]), out[theirs])
-        return {name: self.torch.values[name] for name in cut.known}
+    def _discovered(self) -> dict[str, list[Layout]]:
+        """Sets the layouts, and the values that go into the cut models; returns those that shapes do not tell."""
+        found = _Discovery(self.plan, self.torch.values, self.layouts, self.shapes)
+        CutProgram(self.jax, self.groups, lambda values: found).look()
+        for name, theirs in self.out_names.items():
+            ours = _cut_torch.array(self.torch.outputs[name])
+            found.fit(Slot(free=True), key(OUT, name), ours, self.jax.out[theirs])
+        self.known = {name: self.torch.values[name] for name in found.known}
+        return found.several
+
+    def _settle(self, several: Mapping[str, list[Layout]]) -> None:
+        """Chooses between layouts by what arrives, or is computed, if everything before it is right."""
+        for _ in range(_TRIES if several else 0):
+            theirs, _ = self.run_flax(64)
+            ours = {name: self.known[name] for name in several if name in self.known}
+            ours |= {key(OUT, name): _cut_torch.array(x) for name, x in self.torch.outputs.items()}
+            chosen = {
+                name: _activations.best(found, ours[name], theirs[result])
+                for name, found in several.items()
+                if (result := _result_of(name)) in theirs
+            }
+            if all(self.layouts[name].order == layout.order for name, layout in chosen.items()):
+                break
+            self.layouts |= chosen
 
     def _seeds(self) -> dict[str, np.ndarray]:
         """Cotangents of the results that have gradients, by name."""
@@ -221,17 +202,15 @@ class Runs:
             return {floats[0]: np.ones(())}
         return {name: rng.standard_normal(shape) for name, shape in shapes.items()}
 
-    def _cut_torch(self) -> Results:
-        results = _collected("PyTorch", self._run_torch)
+    def _collected_torch(self) -> Results:
+        results = _collected("PyTorch", self.run_torch)
         again = {key(OUT, name): _cut_torch.array(x) for name, x in self.torch.outputs.items()}
-        again |= {_result_of(name): x for name, x in self.values.items() if name.startswith(RETURNED)}
-        _repeated(results, {name: self.carried(argument_of(name), x) for name, x in again.items()})
+        again |= {_result_of(name): x for name, x in self.known.items() if name.startswith(RETURNED)}
+        carried = {name: x for name, y in again.items() if (x := self.carried(argument_of(name), y)) is not None}
+        results.repeated({**(results.float64 or {}), **carried})
         return results
 
-    def _cut_flax(self) -> Results:
-        return _collected("JAX", self._run_flax)
-
-    def _run_torch(
+    def run_torch(
         self, bits: int, draw: int | None = None, cotangents: Arrays | None = None, watched: bool = False
     ) -> tuple[Arrays, Any]:
         """A cut run of PyTorch's model: results and gradients as flax has them, and what is of a lower precision."""
@@ -241,7 +220,7 @@ class Runs:
             lambda values: Cut(self.plan, values),
             self.call,
             self.given,
-            self.values,
+            self.known,
             self.cotangents if cotangents is None else cotangents,
             bits,
             draw,
@@ -249,35 +228,30 @@ class Runs:
         )
         return self._in_flax_layout(found, pulled), coarse
 
-    def _run_flax(
-        self, bits: int, draw: int | None = None, cotangents: Arrays | None = None, watched: bool = False
+    def run_flax(
+        self,
+        bits: int,
+        draw: int | None = None,
+        cotangents: Arrays | None = None,
+        watched: bool = False,
+        free: bool = False,
     ) -> tuple[Arrays, Any]:
-        """The same of flax's."""
-        fed = {name: self.layouts[name](x) for name, x in self.values.items()}
-        with _cut_flax.in_precision(bits):
-            leaves = _cut_flax.given(self.flax.leaves, bits, draw)
-            inputs = self._inputs(self.jax.inputs, bits, draw)
-            trained = {name: x for name, x in leaves.items() if name in self.flax.trained}
-
-            def cut_model(values: Arrays) -> Arrays:
-                cut = Cut(self.plan, values)
-                new = [values.get(key(INPUT, i), x) for i, x in enumerate(inputs)]
-                own = {name: values.get(key(PARAM, name), x) for name, x in leaves.items()}
-                out, _ = self.model.run(own, new, self.groups, cut, values)
-                return {**cut.found, **{key(OUT, name): out[theirs] for name, theirs in self.out_names.items()}}
-
-            found, pulled, coarse = _cut_flax.differentiated(
-                cut_model,
-                _cut_flax.arguments(trained, inputs, _cut_flax.given(fed, bits, draw)),
-                self._flax_cotangents(self.cotangents if cotangents is None else cotangents, bits, draw),
-                watched,
-            )
+        """The same of flax's; also free, with the gradients of what layers return."""
+        fed = {name: self.layouts[name](x) for name, x in self.known.items()}
+        fed = {name: np.zeros_like(x) for name, x in fed.items()} if free else fed
+        seeds = self._carried_cotangents(self.cotangents if cotangents is None else cotangents)
+        found, pulled, coarse = self.program({**fed, FREE: np.array(free)}, seeds, bits, draw, watched)
+        for ours, theirs in self.out_names.items():
+            found[key(OUT, ours)] = found.pop(key(OUT, theirs))
+        self.after |= {name: x for name, x in found.items() if name.startswith(AFTER) and bits == 64}
         good = {name: x for name, x in found.items() if argument_of(name) not in self.shapes}
         return good | {GRADIENT + name: x for name, x in pulled.items()}, coarse
 
-    def _flax_cotangents(self, cotangents: Arrays, bits: int, draw: int | None = None) -> Arrays:
+    def _carried_cotangents(self, cotangents: Arrays) -> Arrays:
+        """In flax's layout and under its names."""
         carried = {name: self.carried(argument_of(name), x) for name, x in cotangents.items()}
-        return _cut_flax.given({name: x for name, x in carried.items() if x is not None}, bits, draw)
+        names = {key(OUT, ours): key(OUT, theirs) for ours, theirs in self.out_names.items()}
+        return {names.get(name, name): x for name, x in carried.items() if x is not None}
 
     def _in_flax_layout(self, found: Arrays, pulled: Arrays) -> Arrays:
         """Results and gradients of PyTorch's cut model as flax has them."""
@@ -304,8 +278,22 @@ class Runs:
         return found
 
 
+class _FreeOrCut(Cut):
+    """A cut run of flax, or a free one, to whose results the values are added: one program for both."""
+
+    def given(self, call: Call, array: str, x: Any) -> Any:
+        value = super().given(call, array, x)
+        return jnp.where(self.values[FREE], x.astype(value.dtype), value) if x.shape == value.shape else value
+
+    def returned(self, call: Call, result: Any) -> Any:
+        value = super().returned(call, result)
+        if result.shape != value.shape:
+            return value
+        return jnp.where(self.values[FREE], result.astype(value.dtype) + value, value)
+
+
 class _Discovery(Cut):
-    """A cut run of flax that finds out how arrays lie."""
+    """A cut run of flax that finds out how arrays lie, from their shapes."""
 
     def __init__(
         self,
@@ -315,7 +303,9 @@ class _Discovery(Cut):
         shapes: dict[str, tuple[Sizes, Sizes]],
     ) -> None:
         super().__init__(plan, values)
-        self.layouts, self.shapes, self.known = layouts, shapes, list[str]()
+        self.layouts, self.shapes = layouts, shapes
+        self.known: list[str] = []
+        self.several: dict[str, list[Layout]] = {}
 
     def given(self, call: Call, array: str, x: Any) -> Any:
         return self._put(call.group.slot(array), key(GIVEN, call.index, array), x)
@@ -329,11 +319,16 @@ class _Discovery(Cut):
         return jnp.asarray(self.layouts[name](self.values[name]))
 
     def fit(self, slot: Slot, name: str, ours: np.ndarray, theirs: Any) -> None:
-        theirs = np.asarray(theirs)
-        layout = _activations.chosen(slot, ours, theirs)
-        self.layouts[name] = layout or _activations.expected(slot, ours.shape)
-        if layout is None:
-            self.shapes[name] = (ours.shape, theirs.shape)
+        found = _activations.fitting(slot, ours.shape, tuple(theirs.shape))
+        self.layouts[name] = found[0] if found else _activations.expected(slot, ours.shape)
+        if not found:
+            self.shapes[name] = (ours.shape, tuple(theirs.shape))
+        if len(found) > 1:
+            self.several[name] = found
+
+
+def _plain_call(model: Any, *inputs: Any) -> Any:
+    return model(*inputs)
 
 
 def _collected(side: str, run: Callable[..., tuple[Arrays, Any]]) -> Results:
@@ -343,12 +338,6 @@ def _collected(side: str, run: Callable[..., tuple[Arrays, Any]]) -> Results:
     for draw in range(DRAWS):
         results.moved(run(64, draw)[0])
     return results
-
-
-def _repeated(results: Results, again: Mapping[str, np.ndarray | None]) -> None:
-    """Take in what the same pieces have computed in another run."""
-    assert results.float64 is not None
-    results.repeated({**results.float64, **{name: x for name, x in again.items() if x is not None}})
 
 
 def _paired(ours: Arrays, theirs: Arrays) -> dict[str, str]:
@@ -369,7 +358,8 @@ def _some(names: Arrays) -> str:
 
 def _result_of(name: str) -> str:
     """The result of the cut model that is compared with an argument: what arrives with what was given."""
-    return {GIVEN: ARRIVED, RETURNED: COMPUTED}[name.partition("/")[0]] + name[name.index("/") :]
+    kind, slash, rest = name.partition("/")
+    return {GIVEN: ARRIVED, RETURNED: COMPUTED}.get(kind, kind) + slash + rest
 
 
 def argument_of(name: str) -> str:
@@ -390,11 +380,3 @@ def _with_note(error: Exception, side: str, option: str) -> Exception:
         "(options such as train=False, the layout of inputs)"
     )
     return error
-
-
-def _known(numbers: Mapping[int, float | None]) -> dict[int, float]:
-    return {index: x for index, x in numbers.items() if x is not None}
-
-
-def _numpy(tree: Arrays) -> Arrays:
-    return {name: np.array(x) for name, x in tree.items() if hasattr(x, "shape")}

@@ -137,9 +137,7 @@ fault(
 )
 fault(
     "softmax over the batch",
-    perceptron(
-        LINEN, "last", lambda x: x.softmax(-1), lambda x: jax.nn.softmax(x, 0), lambda x: jax.nn.softmax(x, -1)
-    ),
+    perceptron(LINEN, "last", lambda x: x.softmax(-1), lambda x: jax.nn.softmax(x, 0), lambda x: jax.nn.softmax(x, -1)),
     "after `head`",
 )
 fault(
@@ -539,9 +537,7 @@ fault("a residual forgotten", transformer(block={"residual": False}), "between `
 fault("embeddings that are scaled", transformer(scale=0.2), "between `embed` and `block.norm1`")
 fault(
     "heads and their features swapped",
-    transformer(
-        in_leaf(lambda w: w.reshape(6, 3, 2).swapaxes(1, 2), "params", "block", "attn", "query", "kernel")
-    ),
+    transformer(in_leaf(lambda w: w.reshape(6, 3, 2).swapaxes(1, 2), "params", "block", "attn", "query", "kernel")),
     "inside `block.attn`",
 )
 fault(
