@@ -70,7 +70,7 @@ class Layout:
         x = x.transpose(self.order)
         if self.index is not None:
             x = x.reshape(*x.shape[: x.ndim - self.features], -1)[..., self.index.ravel()]
-        return np.ascontiguousarray(x.reshape(self.shape))
+        return np.array(x.reshape(self.shape), order="C")
 
     @property
     def moves(self) -> bool:

@@ -74,7 +74,7 @@ class Model:
             state = _flat(after)
         else:
             new = [
-                (path, x.replace(leaves[name]) if (name := ".".join(map(str, path))) in leaves else x)
+                (path, x.replace(leaves.get(".".join(map(str, path)), x.get_value())))
                 for path, x in nnx.to_flat_state(self.state)
             ]
             module = nnx.merge(self.graph, nnx.from_flat_state(new))

@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ._coarse import Watch
 from ._cuts import GIVEN, INPUT, OUT, PARAM, RETURNED, Arrays, Cut, Hook, Seen, Tape, key, named_outputs
 from ._nudge import nudge
 from ._sides import TorchSide, cast
-from ._twins import Group
+from ._twins import Call, Group, Plan
 
 Function = Callable[..., Any]
 SIDE = TorchSide("locate", None)
@@ -150,7 +150,7 @@ def _traced_back(calls: Sequence[Seen], out: Arrays) -> tuple[dict[str, set[int]
 def cut_run(
     net: nn.Module,
     groups: Sequence[Group],
-    hook: Callable[[Arrays], Cut],
+    plan: Plan,
     call: Function,
     inputs: Sequence[Any],
     values: Mapping[str, np.ndarray],
@@ -160,12 +160,12 @@ def cut_run(
     watched: bool = False,
 ) -> tuple[Arrays, Arrays, Coarse]:
     """What a model cut at its layers computes, its gradients, and what it computes in a lower precision."""
-    with SIDE.precision(bits), torch.enable_grad(), Watch() if watched else _nothing() as watch:
+    with SIDE.precision(bits), torch.enable_grad():
         model = prepared(net, bits, draw)
         given = _wanted(SIDE.given(cast(SIDE.where, tuple(inputs), bits, draw)))
         known = {name: _leaf(x) for name, x in SIDE.given(cast(SIDE.where, dict(values), bits, draw)).items()}
-        cut = hook(known)
-        with hooked(model, groups, cut):
+        cut = _Cut(plan, known)
+        with hooked(model, groups, cut), Watch() if watched else nullcontext() as watch:
             out = named_outputs(SIDE.where, call(model, *given))
         found = {**cut.found, **{key(OUT, name): x for name, x in out.items()}}
         arguments = {key(INPUT, i): x for i, x in enumerate(given) if isinstance(x, Tensor)} | known
@@ -174,9 +174,14 @@ def cut_run(
         return {name: array(x) for name, x in found.items()}, pulled, watch.seen if watch else {}
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
+class _Cut(Cut):
+    """Hands out copies, to which the model may write."""
+
+    def given(self, call: Call, array: str, x: Any) -> Any:
+        return super().given(call, array, x).clone()
+
+    def returned(self, call: Call, result: Any) -> Any:
+        return super().returned(call, result).clone()
 
 
 def _pulled(results: Arrays, arguments: Arrays, cotangents: Arrays) -> Arrays:

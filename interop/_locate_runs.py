@@ -205,7 +205,7 @@ class Runs:
     def _collected_torch(self) -> Results:
         results = _collected("PyTorch", self.run_torch)
         again = {key(OUT, name): _cut_torch.array(x) for name, x in self.torch.outputs.items()}
-        again |= {_result_of(name): x for name, x in self.known.items() if name.startswith(RETURNED)}
+        again |= {_result_of(name): x for name, x in self.known.items()}
         carried = {name: x for name, y in again.items() if (x := self.carried(argument_of(name), y)) is not None}
         results.repeated({**(results.float64 or {}), **carried})
         return results
@@ -217,7 +217,7 @@ class Runs:
         found, pulled, coarse = _cut_torch.cut_run(
             self.net,
             self.groups,
-            lambda values: Cut(self.plan, values),
+            self.plan,
             self.call,
             self.given,
             self.known,

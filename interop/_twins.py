@@ -121,8 +121,8 @@ def plan(ours: Sequence[tuple[int, Group, str]], theirs: Iterable[tuple[Group, s
     for group in dict.fromkeys([*made, *paths]):
         if made[group] != len(paths.get(group, [])):
             result.notes.append(
-                f"{_some(group.modules)}: {made[group]} calls seen in PyTorch, {len(paths.get(group, []))} of "
-                f"{_some(group.flax)} in flax (not made, or inside jax.vmap or jax.checkpoint, which show no values)"
+                f"{_some(group.modules)}: calls seen in PyTorch {made[group]}, of {_some(group.flax)} in flax "
+                f"{len(paths.get(group, []))} (not made, or inside jax.vmap or jax.checkpoint, which show no values)"
             )
     return result
 
