@@ -2,7 +2,7 @@
 
 `match(net, flax)` makes the `Pair` by which parameters, gradients, penalties and optimizers cross; `to_jax` and
 `to_torch` carry any tree of arrays; `save` and `load` are for files; `rules.register` declares the twin of a layer of
-one's own.
+one's own. `check` and `check_training` say whether both sides compute the same, `locate` in which layer they do not.
 
 It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alone does without it.
 """
