@@ -14,7 +14,7 @@ from flax import linen, nnx
 from torch import nn
 
 from funcreg import interop
-from interop import _activations
+from interop import _activations, _calls
 from interop._activations import Slot
 from locate_corpus import FAULTS, WIDTH, Perceptron, PerceptronLinen, PerceptronNNX, Siamese, X, doubled
 
@@ -181,6 +181,8 @@ def test_a_hard_coded_dtype_is_inconclusive():
     found = located(Two(), TwoNNX(dtype=jnp.float32), X)
     assert (found.verdict, found.where, found.direction) == ("inconclusive", "inside `a`", "forward")
     assert "dtype is hard-coded" in found.reasons[0]
+    worse = located(Two(), TwoNNX(doubled, dtype=jnp.float32), X)  # what is sure comes before what is not
+    assert (worse.verdict, worse.where, worse.direction) == ("semantic", "between `a` and `b`", "gradient")
 
 
 def test_randomness_is_inconclusive_and_named():
@@ -332,6 +334,23 @@ def test_images_whose_axes_all_have_one_length(own_layout):
     found = located(Cube(), CubeNNX(own_layout), x)
     assert found.verdict == "rounding"
     assert any("channels last" in reason for reason in found.reasons) is not own_layout
+
+
+def test_masks_of_attention_say_the_same_on_both_sides():
+    """PyTorch's True hides, flax's keeps; bools, minus infinity and padding alike."""
+    hides = np.triu(np.ones((3, 3), bool), 1)
+    padding = np.array([[False, False, True], [False, False, False]])
+    added = torch.zeros(3, 3).masked_fill(torch.from_numpy(hides), -torch.inf)
+    attn, x = nn.MultiheadAttention(WIDTH, 2, batch_first=True), torch.zeros(2, 3, WIDTH)
+    ours, theirs = _calls.conventions(attn)
+    flax = linen.MultiHeadDotProductAttention(2)
+    wanted = theirs.given(flax, (jnp.zeros((2, 3, WIDTH)),), {"mask": ~(hides | padding[:, None])[:, None]})["mask"]
+    assert wanted.shape == (2, 2, 3, 3) and not wanted.all()
+    for mask in (torch.from_numpy(hides), added):
+        options = {"attn_mask": mask, "key_padding_mask": torch.from_numpy(padding)}
+        np.testing.assert_array_equal(ours.given(attn, (x, x, x), options)["mask"], wanted)
+    assert "mask" not in ours.given(attn, (x, x, x), {"attn_mask": added + 0.5})  # a bias, no mask
+    assert ours.given(attn, (x, x, x), {})["mask"].all()
 
 
 def fits(slot, ours, theirs):
