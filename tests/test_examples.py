@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import run_script
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What begins with an underscore is parts of examples.
 HAVE_TESTS_OF_THEIR_OWN = {"sparse_digits", "regularization_path", "ensemble"}
@@ -162,19 +164,12 @@ CHECKS: dict[str, Callable[[Numbers], None]] = {
 }
 
 
+@pytest.mark.relaxed_promotion  # as it is for their reader
 @pytest.mark.parametrize("name", NAMES)
 def test_prints_the_numbers_its_docstring_promises(name: str, tmp_path: Path) -> None:
     assert name in CHECKS, f"examples/{name}.py: state bounds for the numbers it prints, in a function of this file"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    numbers = {label: float(number) for label, number in re.findall(r"^(.+?)\.{2,} (\S+)$", done.stdout, re.MULTILINE)}
+    printed = run_script(EXAMPLES / f"{name}.py", tmp_path)
+    numbers = {label: float(number) for label, number in re.findall(r"^(.+?)\.{2,} (\S+)$", printed, re.MULTILINE)}
     CHECKS[name](numbers)
     assert not numbers, "printed, but no bound is stated"
 
