@@ -47,8 +47,8 @@ ADDED = {
     ),
     "penalize": lambda wing, at: descend(wing, lambda h: optax_of(wing).scale_by_adam()),
 }
-# prox_adam with every penalty and every set of options; the others hand the penalty to the same two methods: one that is
-# a sum of entries, and one that is a sum of parts, in groups.
+# prox_adam with every penalty and every set of options. The others hand the penalty to the same two methods: one is
+# a sum of entries, the other a sum of parts, in groups.
 FEW = [next(case for case in CASES if case.record.factory == name) for name in ("l1", "sparse_group_lasso")]
 COMBINATIONS = [
     (name, case)
