@@ -147,33 +147,27 @@ class _Beside:
         claims = self.claims.get(name, set())
         out = module.out_features if isinstance(module, nn.Linear) else _features(module)
         norm = isinstance(module, NORMS)
-        for reader, count, writers in self.flow.unclear:
-            if name in writers and out and count > 1 and out > count and out % count == 0:
+        for reader, claim in self.flow.unclear:
+            count = claim.channels or 0
+            if claim.layer != name or not out or count < 2 or claim.places == 1:
+                continue
+            if claim.features not in (None, out):
+                raise _Unclear(_part_of_image(layer.name))
+            if out > count and out % count == 0:
                 which = f"that {reader} reads" if reader else "that the model returns"
                 raise _Unclear(_asked_to_write(layer.name, norm, out, count, which))
         if not claims:
             return None
-        counts = {claim.channels for claim in claims}
-        fine = len(counts) == 1 and all(
-            claim.channels
-            and out == claim.features
-            and out % claim.channels == 0
-            and claim.places in (None, out // claim.channels)
-            for claim in claims
-        )
-        count = counts.pop()
+        (count, *more) = {claim.channels for claim in claims}
+        fits = all(out == x.features and x.places in (None, out // (count or 1)) for x in claims)
+        if more or not count or not out or out % count or not fits:
+            raise _Unclear(_part_of_image(layer.name))
         readers = [
             reader
             for reader, found in self.flow.read.items()
             for x in found
             if isinstance(x, Plain) and name in x.writers and self._is_dense(reader)
         ]
-        if not fine or count is None:
-            raise _Unclear(
-                f"{layer.name} writes a part of an image, or several of different channels; "
-                f"{_option(layer.name, None)} leaves its columns as they are, which is right if its twin views its "
-                "image in PyTorch's order and then transposes it; anything else needs a rule (interop.rules.register)"
-            )
         if readers:
             raise _Unclear(
                 f"{layer.name} writes an image of {count} channels, and {readers[0]} reads the same features; "
@@ -269,6 +263,14 @@ def _features(module: Any) -> int | None:
         if isinstance(getattr(module, name, None), int):
             return getattr(module, name)
     return module.num_features if isinstance(module, nn.BatchNorm1d) else None
+
+
+def _part_of_image(name: str) -> str:
+    return (
+        f"{name} writes a part of an image, or several of different channels; {_option(name, None)} leaves its columns "
+        "as they are, which is right if its twin views its image in PyTorch's order and then transposes it; anything "
+        "else needs a rule (interop.rules.register)"
+    )
 
 
 def _asked_to_write(name: str, norm: bool, size: int, count: int, which: str) -> str:

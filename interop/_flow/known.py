@@ -16,7 +16,7 @@ class Flow:
         seen: layers that every call is known of.
         uncalled: layers that the steps of the model do not call.
         claims: those that hold.
-        unclear: what reads an image (a layer, or nothing: the model returns it), its channels, who may write it.
+        unclear: what reads an image (a layer, or nothing: the model returns it), and what would hold of its writers.
         beside: bare arrays that meet flattened images of so many channels: (name, channels).
         inputs: layers that read an input of the model which was flattened.
     """
@@ -26,7 +26,7 @@ class Flow:
     seen: set[str] = field(default_factory=set)
     uncalled: set[str] = field(default_factory=set)
     claims: set[Claim] = field(default_factory=set)
-    unclear: list[tuple[str, int, frozenset[str]]] = field(default_factory=list)
+    unclear: list[tuple[str, Claim]] = field(default_factory=list)
     beside: set[tuple[str, int]] = field(default_factory=set)
     inputs: list[str] = field(default_factory=list)
 
@@ -36,16 +36,18 @@ class Flow:
             self.claims |= x.claims
             return replace(x, sure=True, claims=frozenset(), channels=x.channels or count)
         if isinstance(x, Plain) and x.features is None and count:
-            self.unclear.append((name, count, x.writers))
+            doubtful = x.viewed or {Claim(writer, count, None, None) for writer in x.writers}
+            self.unclear += [(name, claim) for claim in doubtful]
         return x
 
     def unknown(self, values: Any, name: str = "") -> Any:
         """NOTE [unknown steps]: what a step that is not understood makes of its arguments."""
         found = list(results(values))
         images = [x for x in found if isinstance(x, (Flat, Unknown)) or (isinstance(x, Image) and x.sure)]
-        writers = [x.writers for x in found if isinstance(x, Plain) or (isinstance(x, Image) and not x.sure)]
         if not images:
-            return Plain(None, frozenset().union(*writers))
+            others = [x for x in found if isinstance(x, (Plain, Image))]
+            viewed = [x.viewed if isinstance(x, Plain) else x.claims for x in others]
+            return Plain(None, frozenset().union(*(x.writers for x in others)), "", frozenset().union(*viewed))
         counts = frozenset().union(*(self.counts(x) for x in images))
         arrays = {x.name: x.shape for x in found if isinstance(x, Array)}
         flat = any(isinstance(x, Flat) for x in images)

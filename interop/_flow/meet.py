@@ -51,7 +51,12 @@ def _images(flow: Flow, images: Sequence[Image], arrays: Sequence[Array]) -> Ima
 def cat(flow: Flow, tensors: Any, dim: Any = 0, axis: Any = None) -> Any:
     dim = dim if axis is None else axis
     parts = [Plain(x.shape[-1], frozenset({x.name})) if isinstance(x, Array) else x for x in listed(tensors)]
-    if all(isinstance(x, Image) for x in parts):
+    images = [x for x in parts if isinstance(x, Image)]
+    if images:  # an input beside an image is one
+        beside = Image(None, images[0].axes, None, False)
+        parts = [beside if isinstance(x, Plain) and x.given == "whole" else x for x in parts]
+        if not all(isinstance(x, Image) for x in parts):
+            raise NotUnderstood
         return _cat_of_images(flow, parts, dim)
     if all(isinstance(x, Plain) for x in parts):
         sizes = [x.features for x in parts]
@@ -69,11 +74,12 @@ def _cat_of_images(flow: Flow, parts: Sequence[Image], dim: Any) -> Image:
     if sure:
         parts = [flow.image(x) for x in parts]
     counts = [x.channels for x in parts if x.channels]
-    if dim == 0 or len(counts) < len(parts):
+    if dim == 0 or not counts:
         raise NotUnderstood
     places = parts[0].places if dim == 1 and len({x.places for x in parts}) == 1 else None
     claims = frozenset().union(*(x.claims for x in parts))
-    return Image(sum(counts) if dim == 1 else counts[0], parts[0].axes, places, sure, claims)
+    whole = sum(counts) if len(counts) == len(parts) else None
+    return Image(whole if dim == 1 else counts[0], parts[0].axes, places, sure, claims)
 
 
 def pooled(flow: Flow, x: Any, size: Any = None, name: str = "") -> Any:

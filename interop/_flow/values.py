@@ -12,7 +12,10 @@ class NotUnderstood(Exception):
 
 
 class Claim(NamedTuple):
-    """NOTE [claims]: the output of a layer, of so many features, is an image of so many channels and places."""
+    """NOTE [claims]: the output of a layer, of so many features, is an image of so many channels and places.
+
+    The features are those of the array that was viewed: other than the layer's, it was made of parts of its output.
+    """
 
     layer: str
     channels: int | None
@@ -28,15 +31,18 @@ class Plain:
         features: the length of the last axis, if known.
         writers: the layers and arrays whose columns it has.
         given: "whole" if it is an input of the model, "flattened" if it was one.
+        viewed: what holds if it is an image; an unknown step came after the view.
     """
 
     features: int | None = None
     writers: frozenset[str] = frozenset()
     given: str = ""
+    viewed: frozenset[Claim] = frozenset()
 
     def claims(self, channels: int | None, places: int | None) -> frozenset[Claim]:
-        """Those of a view of it as an image."""
-        return frozenset(Claim(writer, channels, places, self.features) for writer in self.writers)
+        """Those of a view of it as an image; of several writers and no known length it may be made of parts."""
+        features = 0 if self.features is None and len(self.writers) > 1 else self.features
+        return frozenset(Claim(writer, channels, places, features) for writer in self.writers)
 
 
 @dataclass(frozen=True)

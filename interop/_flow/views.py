@@ -79,7 +79,7 @@ def _view_of_plain(x: Plain, count: int | None, space: list[int | None], places:
         places = whole // count
     proven = same or (x.features is not None and count is not None and places is not None)
     if not proven and not x.given:
-        return Plain(None, x.writers)
+        return Plain(None, x.writers, "", x.claims(count, places))
     return Image(count, len(space), places, False, x.claims(count, places))
 
 

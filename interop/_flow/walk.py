@@ -127,9 +127,7 @@ class Walk:
         """NOTE [claims]: whether a view that nobody reads is an image, only the caller of the model knows."""
         for x in results(args):
             if isinstance(x, Image) and not x.sure and (x.axes > 1 or self.series):
-                for claim in x.claims:
-                    if claim.places != 1 and claim.channels:
-                        self.flow.unclear.append(("", claim.channels, frozenset({claim.layer})))
+                self.flow.unclear += [("", claim) for claim in x.claims]
 
     def _module(self, name: str, found: list[Any]) -> Any:
         module = self.modules[name]
