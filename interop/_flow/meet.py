@@ -21,7 +21,8 @@ def together(flow: Flow, found: Sequence[Any]) -> Any:
         sizes = {x.features for x in plains}
         writers = frozenset().union(*(x.writers for x in plains), {x.name for x in arrays})
         given = plains[0].given if len(plains) == 1 else ""
-        return Plain(sizes.pop() if len(sizes) == 1 else None, writers, given)
+        viewed = frozenset().union(*(x.viewed for x in plains))
+        return Plain(sizes.pop() if len(sizes) == 1 else None, writers, given, viewed)
     flats = {x for x in found if isinstance(x, Flat)}
     if len(flats) != 1 or arrays:
         raise NotUnderstood
@@ -106,7 +107,7 @@ def scaled(flow: Flow, x: Any, up: int, down: int) -> Any:
 
 def glu(flow: Flow, x: Any, dim: int = -1) -> Any:
     if isinstance(x, Plain):
-        return Plain(None, x.writers)
+        return x.changed()
     if isinstance(x, Image) and x.axis(dim) == 1:
         return scaled(flow, x, 1, 2)
     return pooled(flow, x)

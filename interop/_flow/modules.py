@@ -78,7 +78,7 @@ def _without_rule(flow: Flow, name: str, module: Any, x: Any, found: Sequence[An
     kind = type(module).__module__
     if isinstance(module, CHANNEL_NORMS) or kind == POOLS or kind in RESIZES:
         if isinstance(x, Plain):
-            return Plain(None, x.writers | {name})
+            return x.changed()
         if kind in RESIZES:
             return resized(flow, x, name)
         keeps = not type(module).__name__.startswith("Adaptive")

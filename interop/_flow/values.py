@@ -40,9 +40,13 @@ class Plain:
     viewed: frozenset[Claim] = frozenset()
 
     def claims(self, channels: int | None, places: int | None) -> frozenset[Claim]:
-        """Those of a view of it as an image; of several writers and no known length it may be made of parts."""
-        features = 0 if self.features is None and len(self.writers) > 1 else self.features
-        return frozenset(Claim(writer, channels, places, features) for writer in self.writers)
+        """Those of a view of it as an image; it is of parts where there was another view, or more than one writer."""
+        parts = self.features is None and (self.viewed or len(self.writers) > 1)
+        return frozenset(Claim(writer, channels, places, 0 if parts else self.features) for writer in self.writers)
+
+    def changed(self) -> "Plain":
+        """Of other axes."""
+        return Plain(None, self.writers, "", self.viewed)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,12 @@ class Image:
     @property
     def writers(self) -> frozenset[str]:
         return frozenset(claim.layer for claim in self.claims)
+
+    def changed(self) -> Plain:
+        """Of other axes, which make no image."""
+        if self.sure:
+            raise NotUnderstood
+        return Plain(None, self.writers, "", self.claims)
 
     def axis(self, n: int) -> int:
         """An axis that may be counted from the end."""

@@ -51,8 +51,7 @@ def view(x: Any, shape: Sequence[Any], same: bool) -> Any:
     if isinstance(x, Image) and not x.sure:
         if space and x.channels is not None and count == x.channels:
             return replace(x, axes=len(space), places=places or x.places)
-        last = known[-1] if known[-1] != -1 else None
-        return flat(x) if not space else Plain(last, x.writers)
+        return flat(x) if not space else replace(x.changed(), features=known[-1] if known[-1] != -1 else None)
     if not same:
         raise NotUnderstood
     if isinstance(x, Image):
@@ -90,7 +89,7 @@ def transpose(x: Any, dim0: int, dim1: int) -> Any:
         return permute(x, dims)
     if isinstance(x, Plain):
         of_three = {dim0 % 3, dim1 % 3} == {1, 2} and min(dim0, dim1) > -3
-        return Image(x.features, 1, None, False) if of_three else Plain(None, x.writers)
+        return Image(x.features, 1, None, False) if of_three else x.changed()
     raise NotUnderstood
 
 
@@ -104,7 +103,7 @@ def permute(x: Any, *dims: Any) -> Any:
     if isinstance(x, Plain):
         if len(order) > 2 and from_last:
             return Image(x.features, last - 1, None, last > 2)
-        return Plain(None, x.writers)
+        return x.changed()
     if not isinstance(x, Image) or len(order) != x.axes + 2:
         raise NotUnderstood
     if not x.sure and last > 2 and from_last and order[2:] == sorted(order[2:]):
@@ -137,7 +136,7 @@ def unsqueeze(x: Any, dim: int) -> Any:
 
 def squeeze(x: Any, dim: Any = None) -> Any:
     if isinstance(x, Plain):
-        return Plain(None, x.writers)
+        return x.changed()
     if not isinstance(x, Image):
         raise NotUnderstood
     if dim is not None:
@@ -199,7 +198,7 @@ def split(x: Any, split_size_or_sections: Any, dim: int = 0) -> Any:
     if isinstance(sizes, int):
         return _parted(x, dim, lambda count: sizes if count % sizes == 0 else None)
     if isinstance(x, Plain):
-        return Several(Plain(None, x.writers))
+        return Several(x.changed())
     if not isinstance(x, Image) or x.claims or x.axis(dim) != 1 or not all(isinstance(n, int) for n in sizes):
         raise NotUnderstood
     return tuple(replace(x, channels=n) for n in sizes)
@@ -212,7 +211,7 @@ def chunk(x: Any, chunks: int, dim: int = 0) -> Any:
 def _parted(x: Any, dim: int, part: Callable[[int], int | None]) -> Any:
     """In equal parts."""
     if isinstance(x, Plain):
-        return Several(Plain(None, x.writers))
+        return Several(x.changed())
     if not isinstance(x, Image):
         raise NotUnderstood
     if x.axis(dim) > 1:
@@ -235,7 +234,7 @@ def getitem(x: Any, index: Any) -> Any:
         news = len(index) - len([n for n in index if n is not None])
         if news and index == (*(n for n in index if n == slice(None) or n is Ellipsis), *(None,) * news):
             return Image(x.features, news, 1, False, x.claims(x.features, 1))
-        return Plain(None, x.writers)
+        return x.changed()
     if not isinstance(x, Image):
         raise NotUnderstood
     return _part(x, _without_ellipsis(index, x.axes + 2))

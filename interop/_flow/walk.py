@@ -155,7 +155,7 @@ class Walk:
         if name in ELEMENTWISE:
             return meet.together(self.flow, found)
         if name in POOLINGS and isinstance(x, Plain) or name in RESIZINGS and isinstance(x, Plain):
-            return Plain(None, x.writers)
+            return x.changed()
         if name in POOLINGS:
             size = options.get("output_size", rest[0] if rest else None) if name.startswith("adaptive") else None
             return meet.pooled(self.flow, x, size)
