@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import torch
 from jax import Array
 
+from ._fma import fma, plus, quotient, root
+
 Leaf = dict[str, Array]
 Hyper = Mapping[str, Any]
 Step = tuple[Array, Leaf]
@@ -31,9 +33,9 @@ def sgd(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     if h["momentum"] == 0:
         return _add(p, d, -lr), {}
     # the first buffer is the gradient itself, without dampening
-    damped = h["momentum"] * s["momentum_buffer"] + (1 - h["dampening"]) * d
+    damped = _add(h["momentum"] * s["momentum_buffer"], d, 1 - h["dampening"])
     buffer = jnp.where(s["has_buffer"], damped, d)
-    d = d + h["momentum"] * buffer if h["nesterov"] else buffer
+    d = _add(d, buffer, h["momentum"]) if h["nesterov"] else buffer
     return _add(p, d, -lr), {"has_buffer": jnp.ones_like(s["has_buffer"]), "momentum_buffer": buffer}
 
 
@@ -45,7 +47,7 @@ def adam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     new = {"exp_avg": m, "exp_avg_sq": v}
     if h["amsgrad"]:  # the largest one before its correction
         v = new["max_exp_avg_sq"] = jnp.maximum(s["max_exp_avg_sq"], v)
-    denominator = jnp.sqrt(v) / _as(v, jnp.sqrt(_one_minus_power(b2, s["step"]))) + h["eps"]
+    denominator = quotient(root(v), _half_power(_one_minus_power(b2, s["step"]))) + h["eps"]
     return _addcdiv(p, m, denominator, -(lr / _one_minus_power(b1, s["step"]))), new
 
 
@@ -56,7 +58,7 @@ def rmsprop(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     if h["centered"]:
         mean = new["grad_avg"] = _lerp(s["grad_avg"], d, 1 - h["alpha"])
         v = _addcmul(v, mean, mean, -1.0)
-    average = jnp.sqrt(v) + h["eps"]
+    average = root(v) + h["eps"]
     if h["momentum"] == 0:
         return _addcdiv(p, d, average, -lr), new
     buffer = new["momentum_buffer"] = _addcdiv(h["momentum"] * s["momentum_buffer"], d, average, 1.0)
@@ -65,9 +67,9 @@ def rmsprop(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
 
 def adagrad(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     d = _decayed(p, g, h)
-    rate = lr / (1 + (s["step"] - 1) * h["lr_decay"])
+    rate = lr / plus(1.0, (s["step"] - 1) * h["lr_decay"])
     total = _addcmul(s["sum"], d, d, 1.0)
-    return _addcdiv(p, d, jnp.sqrt(total) + h["eps"], -rate), {"sum": total}
+    return _addcdiv(p, d, root(total) + h["eps"], -rate), {"sum": total}
 
 
 def adamax(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
@@ -82,7 +84,7 @@ def adadelta(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     rho, eps = h["rho"], h["eps"]
     d = _decayed(p, g, h)
     v = _addcmul(rho * s["square_avg"], d, d, 1 - rho)
-    delta = jnp.sqrt(s["acc_delta"] + eps) / jnp.sqrt(v + eps) * d
+    delta = root(s["acc_delta"] + eps) / root(v + eps) * d
     return _add(p, delta, -lr), {
         "square_avg": v,
         "acc_delta": _addcmul(rho * s["acc_delta"], delta, delta, 1 - rho),
@@ -100,9 +102,9 @@ def nadam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     product = _as(lr, mu_product)
     m = _lerp(s["exp_avg"], d, 1 - b1)
     v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
-    denominator = jnp.sqrt(v / _as(v, _one_minus_power(b2, t))) + h["eps"]
-    p = _addcdiv(p, d, denominator, -lr * (1.0 - mu) / (1.0 - product))
-    p = _addcdiv(p, m, denominator, -lr * mu_next / (1.0 - product * mu_next))
+    denominator = root(quotient(v, _one_minus_power(b2, t))) + h["eps"]
+    p = _addcdiv(p, d, denominator, -lr * plus(1.0, -mu) / (1.0 - product))
+    p = _addcdiv(p, m, denominator, -lr * mu_next / plus(1.0, -(product * mu_next)))
     return p, {"mu_product": mu_product, "exp_avg": m, "exp_avg_sq": v}
 
 
@@ -112,17 +114,17 @@ def radam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     t = s["step"]
     m = _lerp(s["exp_avg"], d, 1 - b1)
     v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
-    move = m / _as(m, _one_minus_power(b1, t)) * _as(m, lr)
+    move = quotient(m, _one_minus_power(b1, t)) * _as(m, lr)
     longest = 2 / (1 - b2) - 1
     if longest > 5:  # the length of the average never exceeds it
         length = _average_length(b2, t)
         rectified = length > 5
         length = jnp.where(rectified, length, 6.0)  # any length whose root is real
         longest_terms = (longest - 4) * (longest - 2)
-        rect = jnp.sqrt((length - 4) * (length - 2) * longest / (longest_terms * length))
-        adaptive = _as(v, jnp.sqrt(_one_minus_power(b2, t))) / (jnp.sqrt(v) + h["eps"]) * _as(v, rect)
-        move = jnp.where(rectified, move * adaptive, move)
-    return p - move, {"exp_avg": m, "exp_avg_sq": v}
+        rect = _half_power((length - 4) * (length - 2) * longest / (longest_terms * length))
+        adaptive = _as(v, _half_power(_one_minus_power(b2, t))) / (root(v) + h["eps"])
+        move = jnp.where(rectified, move * adaptive * _as(v, rect), move)
+    return _add(p, move, -1.0), {"exp_avg": m, "exp_avg_sq": v}
 
 
 # --- PyTorch's operations ---
@@ -132,32 +134,37 @@ def _as(like: Array, x: Any) -> Array:
     return jnp.asarray(x).astype(like.dtype)
 
 
-def _add(a: Array, x: Array, alpha: Array) -> Array:
-    return a + _as(a, alpha) * x
+def _add(a: Array, x: Array, alpha: Any) -> Array:
+    return fma(_as(a, alpha), x, a)
 
 
 def _addcmul(a: Array, x: Array, y: Array, value: float) -> Array:
-    return a + value * x * y
+    return fma(value * x, y, a)
 
 
 def _addcdiv(a: Array, x: Array, y: Array, value: Any) -> Array:
-    return a + _as(a, value) * x / y
+    return plus(a, _as(a, value) * x / y)
 
 
 def _lerp(start: Array, end: Array, weight: float) -> Array:
-    return start + weight * (end - start) if weight < 0.5 else end - (end - start) * (1 - weight)
+    return _add(start, end - start, weight) if weight < 0.5 else _add(end, end - start, -(1 - weight))
+
+
+def _half_power(x: Array) -> Array:
+    """Python's `x ** 0.5`, which is no square root: it may be a last place off."""
+    return jnp.where(jnp.isnan(x), x, x**0.5)
 
 
 def _decayed(p: Array, g: Array, h: Hyper) -> Array:
     """The gradient as the rules see it: of a maximum, and with weight decay."""
     g = -g if h["maximize"] else g
-    return g + h["weight_decay"] * p if h["weight_decay"] != 0 else g
+    return _add(g, p, h["weight_decay"]) if h["weight_decay"] != 0 else g
 
 
 def _shrunk_or_decayed(p: Array, g: Array, h: Hyper, lr: Array) -> tuple[Array, Array]:
     if not h["decoupled_weight_decay"]:
         return p, _decayed(p, g, h)
-    return p * _as(p, 1 - lr * h["weight_decay"]), -g if h["maximize"] else g
+    return p * _as(p, plus(1.0, -(lr * h["weight_decay"]))), -g if h["maximize"] else g
 
 
 def _one_minus_power(beta: float, t: Array) -> Array:
