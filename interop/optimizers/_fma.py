@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 _HIGH = 0xFFFFFFFFF8000000  # sign, exponent and the upper 26 of the 53 bits of a float64
+_HALF = 0x4000000  # of the last of these bits
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:
@@ -56,4 +57,5 @@ def root(x: Array) -> Array:
 
 def _upper(x: Array) -> Array:
     bits = lax.bitcast_convert_type(x, jnp.uint64)
-    return lax.bitcast_convert_type(bits & jnp.asarray(_HIGH, jnp.uint64), jnp.float64)
+    nearest = bits + jnp.asarray(_HALF, jnp.uint64)  # so that what is left has 26 bits and a sign
+    return lax.bitcast_convert_type(nearest & jnp.asarray(_HIGH, jnp.uint64), jnp.float64)

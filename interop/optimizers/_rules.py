@@ -1,15 +1,18 @@
 """The update formulas of torch.optim, one function per optimizer, in PyTorch's order of operations.
 
 NOTE [order]: every product, quotient and sum is taken as PyTorch takes it (`addcdiv` multiplies before it divides,
-`lerp` has two forms), so that a float64 run differs from PyTorch's by a few units in the last place and no more. The
-formulas are those of the loops over single tensors; foreach, fused, capturable and differentiable ones differ from
-them by rounding. `beta**t` is bit for bit that of Python on the CPU, where XLA calls the same C library; where it does
-not, a last place of it is 1e-13 of `1 - beta**t` at the first steps.
+`lerp` has two forms, NOTE [rounding]), so that a float64 run takes PyTorch's steps bit for bit, but for its square
+roots: on x86 they are those of a library which rounds one in a hundred the other way. The formulas are those of the
+loops over single tensors, `differentiable=True` included; those of `foreach` and `fused` differ from them by rounding,
+and so do those of `capturable=True`, which run on accelerators only and take `beta**t` there in float32. `beta**t` is
+bit for bit that of Python on the CPU, where XLA calls the same C library; where it does not, a last place of it is
+1e-13 of `1 - beta**t` at the first steps.
 
 A rule maps one parameter, its gradient, its state under PyTorch's names, the hyper-parameters of its group and the
 learning rate to the new parameter and the new state. `step` has been counted already. Hyper-parameters are Python
 numbers; the learning rate and what is computed from the step are 0-d arrays: float64 where JAX has it, as in PyTorch,
-where they are Python's.
+where they are Python's. `counted` is the step in the dtype of PyTorch's tensor, and `tensor_step` says that PyTorch
+computes with that tensor: "alone", or "and rate" if its rate is one as well.
 """
 
 import math
@@ -22,6 +25,7 @@ import torch
 from jax import Array
 
 from ._fma import fma, plus, quotient, root
+from ._tensor_step import corrections, over
 
 Leaf = dict[str, Array]
 Hyper = Mapping[str, Any]
@@ -47,6 +51,12 @@ def adam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     new = {"exp_avg": m, "exp_avg_sq": v}
     if h["amsgrad"]:  # the largest one before its correction
         v = new["max_exp_avg_sq"] = jnp.maximum(s["max_exp_avg_sq"], v)
+    if h["tensor_step"]:
+        t, is_tensor = s["counted"], h["tensor_step"] == "and rate"
+        size = -over(lr, corrections(b1, t)[0], is_tensor)
+        scale = corrections(b2, t)[1].astype(size.dtype) * size
+        denominator = quotient(root(v), scale) + _as(v, over(jnp.asarray(h["eps"], lr.dtype), size))
+        return _addcdiv(p, m, denominator, 1.0), new
     denominator = quotient(root(v), _half_power(_one_minus_power(b2, s["step"]))) + h["eps"]
     return _addcdiv(p, m, denominator, -(lr / _one_minus_power(b1, s["step"]))), new
 
@@ -103,6 +113,12 @@ def nadam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     m = _lerp(s["exp_avg"], d, 1 - b1)
     v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
     denominator = root(quotient(v, _one_minus_power(b2, t))) + h["eps"]
+    if h["tensor_step"]:
+        is_tensor = h["tensor_step"] == "and rate"
+        following = plus(1.0, -(mu_product * _as(mu_product, mu_next)))
+        p = _addcdiv(p, d, denominator, over(-lr * plus(1.0, -mu), 1.0 - mu_product, is_tensor))
+        p = _addcdiv(p, m, denominator, over(-lr * mu_next, following, is_tensor))
+        return p, {"mu_product": mu_product, "exp_avg": m, "exp_avg_sq": v}
     p = _addcdiv(p, d, denominator, -lr * plus(1.0, -mu) / (1.0 - product))
     p = _addcdiv(p, m, denominator, -lr * mu_next / plus(1.0, -(product * mu_next)))
     return p, {"mu_product": mu_product, "exp_avg": m, "exp_avg_sq": v}
@@ -235,7 +251,7 @@ def _rmsprop_moments(h: Hyper) -> tuple[str, ...]:
     return ("square_avg", *momentum, *(("grad_avg",) if h["centered"] else ()))
 
 
-_ADAM = _with_step(adam, "betas eps amsgrad decoupled_weight_decay", _adam_moments)
+_ADAM = _with_step(adam, "betas eps amsgrad decoupled_weight_decay tensor_step", _adam_moments)
 RULES: dict[type, Rule] = {
     torch.optim.SGD: Rule(
         sgd,
@@ -250,7 +266,10 @@ RULES: dict[type, Rule] = {
     torch.optim.Adamax: _with_step(adamax, "betas eps", _always("exp_avg", "exp_inf")),
     torch.optim.Adadelta: _with_step(adadelta, "rho eps", _always("square_avg", "acc_delta")),
     torch.optim.NAdam: _with_step(
-        nadam, "betas eps momentum_decay decoupled_weight_decay", _always("exp_avg", "exp_avg_sq"), mu_product=1.0
+        nadam,
+        "betas eps momentum_decay decoupled_weight_decay tensor_step",
+        _always("exp_avg", "exp_avg_sq"),
+        mu_product=1.0,
     ),
     torch.optim.RAdam: _with_step(radam, "betas eps decoupled_weight_decay", _always("exp_avg", "exp_avg_sq")),
 }
