@@ -159,8 +159,9 @@ class _Beside:
         if not claims:
             return None
         (count, *more) = {claim.channels for claim in claims}
-        fits = all(out == x.features and x.places in (None, out // (count or 1)) for x in claims)
-        if more or not count or not out or out % count or not fits:
+        if more or not count or not out or out % count:
+            raise _Unclear(_part_of_image(layer.name))
+        if not all(x.features == out and x.places in (None, out // count) for x in claims):
             raise _Unclear(_part_of_image(layer.name))
         readers = [
             reader

@@ -45,7 +45,9 @@ class Batches:
             return first.lengths == before
         return axes == 2 and before in self.trusted
 
-    def follow(self, node: fx.Node, name: str, args: Any, options: Any, module: Any, result: Any, keeps: bool) -> None:
+    def follow(
+        self, node: fx.Node, name: str, args: Any, options: Any, module: Any, result: Any, keeps: bool, alike: bool
+    ) -> None:
         """Note the first axis of what a step gives.
 
         Args:
@@ -55,7 +57,8 @@ class Batches:
             options: those by name.
             module: what is called, if it is a module that is known.
             result: what it gives.
-            keeps: whether a step of this name works on every element, or every channel, on its own.
+            keeps: whether a step of this name works on every channel on its own.
+            alike: whether it works on every element on its own.
         """
         before = [n for n in node.all_input_nodes if n in self.of]
         if isinstance(result, (Number, Sizes, Array)):
@@ -88,9 +91,9 @@ class Batches:
             same = self.same.get(before[0], before[0])
             merged = product(first, *(((same, n),) for n in range(1, end + 1))) if end > 0 else own
             self.of[node] = merged if start == 0 else first
-        elif keeps or self._leaves_first(name, args, options):
+        elif keeps or alike or self._leaves_first(name, args, options):
             self.of[node] = first
-            if keeps:
+            if alike:
                 self.same[node] = self.same.get(before[0], before[0])
         else:
             self.of[node] = own

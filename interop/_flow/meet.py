@@ -26,13 +26,14 @@ def together(flow: Flow, found: Sequence[Any]) -> Any:
     flats = {x for x in found if isinstance(x, Flat)}
     if len(flats) != 1 or arrays:
         raise NotUnderstood
-    (flat,) = flats
+    flat = flats.pop()
     if len(plains) + sum(isinstance(x, Flat) for x in found) != len(found):
         raise NotUnderstood
-    if plains and (len(flat.pieces) > 1 or not all(x.writers for x in plains)):
+    if plains and (len(flat.pieces) != 1 or not all(x.writers for x in plains)):
         raise NotUnderstood
+    channels = [piece.channels for piece in flat.pieces]
     # a dense layer's output is in the order of the flattened image that it is added to
-    flow.claims |= {claim for x in plains for claim in x.claims(flat.pieces[0].channels, None)}
+    flow.claims |= {claim for x in plains for claim in x.claims(channels[0], None)}
     return flat
 
 
@@ -55,18 +56,22 @@ def cat(flow: Flow, tensors: Any, dim: Any = 0, axis: Any = None) -> Any:
     images = [x for x in parts if isinstance(x, Image)]
     if images:  # an input beside an image is one
         beside = Image(None, images[0].axes, None, False)
-        parts = [beside if isinstance(x, Plain) and x.given == "whole" else x for x in parts]
-        if not all(isinstance(x, Image) for x in parts):
+        images = [x if isinstance(x, Image) else beside for x in parts if isinstance(x, Image) or _is_input(x)]
+        if len(images) < len(parts):
             raise NotUnderstood
-        return _cat_of_images(flow, parts, dim)
+        return _cat_of_images(flow, images, dim)
     if all(isinstance(x, Plain) for x in parts):
-        sizes = [x.features for x in parts]
-        whole = sum(sizes) if dim == -1 and None not in sizes else None
+        sizes = [x.features for x in parts if x.features is not None]
+        whole = sum(sizes) if dim == -1 and len(sizes) == len(parts) else None
         return Plain(whole, frozenset().union(*(x.writers for x in parts)))
     if dim not in (1, -1) or not all(isinstance(x, (Flat, Plain)) for x in parts):
         raise NotUnderstood
     pieces = [x.pieces if isinstance(x, Flat) else (Piece(None, x.features),) for x in parts]
     return Flat(tuple(piece for some in pieces for piece in some))
+
+
+def _is_input(x: Any) -> bool:
+    return isinstance(x, Plain) and x.given == "whole"
 
 
 def _cat_of_images(flow: Flow, parts: Sequence[Image], dim: Any) -> Image:

@@ -64,8 +64,9 @@ class _Tracer(fx.Tracer):
         caller = frame.f_back.f_back  # of Proxy.__iter__
         (now,) = (one for one in dis.get_instructions(caller.f_code) if one.offset == caller.f_lasti)
         before = now.arg & 0xFF if now.opname == "UNPACK_EX" and now.arg is not None else 0
-        left = self.create_proxy("call_function", rest, (obj[before:],), {})
-        return iter([*(obj[n] for n in range(before)), left])
+        shape: Any = obj
+        left = self.create_proxy("call_function", rest, (shape[before:],), {})
+        return iter([*(shape[n] for n in range(before)), left])
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         stack = self.module_stack.copy()

@@ -82,8 +82,8 @@ class Walk:
             result = self.flow.unknown((args, options), name)
         self.values[node] = result
         module = self.modules.get(name) if node.op == "call_module" and name not in self.opaque else None
-        alike = "every element" if name in ELEMENTWISE else "every channel" if name in POOLINGS | RESIZINGS else ""
-        self.batches.follow(node, name, args, options, module, result, alike)
+        keeps = name in POOLINGS | RESIZINGS
+        self.batches.follow(node, name, args, options, module, result, keeps, name in ELEMENTWISE)
 
     def _result(self, node: fx.Node, name: str, args: Any, options: Any) -> Any:
         if node.op == "placeholder":

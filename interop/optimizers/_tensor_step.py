@@ -24,11 +24,8 @@ def corrections(beta: float, t: Array) -> tuple[Array, Array]:
     known = _known(beta)
     beyond = 1 - jnp.asarray(beta, t.dtype) ** t
     n = jnp.minimum(t, len(known) - 1).astype(jnp.int32)
-    within = t < len(known)
-    return tuple(
-        jnp.where(within, jnp.asarray(values)[n], other)
-        for values, other in zip(known.T, (beyond, jnp.sqrt(beyond)), strict=True)
-    )
+    within, (powers, roots) = t < len(known), jnp.asarray(known.T)
+    return jnp.where(within, powers[n], beyond), jnp.where(within, roots[n], jnp.sqrt(beyond))
 
 
 @lru_cache(maxsize=16)
