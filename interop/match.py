@@ -250,7 +250,7 @@ class _Match:
     def _result(self, pairing: Pairing, everything: list[Torch], strict: bool) -> Pair:
         position = {item: n for n, item in enumerate(everything)}
         pairs = sorted(pairing.pairs, key=lambda found: position[found[0]])
-        behind = _flatten.channels(self.net, [item for item in everything if item.module is not None], self.flatten)
+        behind, remarks = _flatten.channels(self.net, everything, self.flatten)
         rows: list[Row] = []
         said = _Said()
         fed: dict[str, tuple[str, ...]] = {}
@@ -271,7 +271,7 @@ class _Match:
                     fed[name] = first
                 rows.append(self._row(link, by, also))
         self._check_complete(everything, pairs, rows)
-        notes = [
+        notes = remarks + [
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
             for text, names in said.remarks.items()
         ]
