@@ -15,6 +15,7 @@ from .files import save as save
 from .match import match as match
 from .pair import Pair as Pair
 from .parity import check as check
+from .report import Hint as Hint
 from .report import Report as Report
 from .training import check_training as check_training
 from .verdict import Verdict as Verdict

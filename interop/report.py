@@ -42,6 +42,21 @@ class Leaf:
 
 
 @dataclass(frozen=True)
+class Hint:
+    """A change that makes the two sides agree: made to one of them, which was then run again.
+
+    Attributes:
+        kind: the short name of the change, such as "layer_norm_eps".
+        change: a sentence: what a side does, and with what change both agree.
+        difference: the largest relative difference in float64 of any leaf after it.
+    """
+
+    kind: str
+    change: str
+    difference: float
+
+
+@dataclass(frozen=True)
 class Report:
     """A comparison of two sides. `print(report)` shows it; `report.verdict` is compared with `"rounding"`.
 
@@ -51,11 +66,13 @@ class Report:
         verdict: semantic where any leaf is, else inconclusive where any is, else rounding.
         leaves: every leaf, of a trajectory at every step.
         reasons: what is to be known about the verdict, most serious first.
+        hints: the changes that explain a semantic difference; none where none of those known does.
     """
 
     verdict: Verdict
     leaves: tuple[Leaf, ...]
     reasons: tuple[str, ...]
+    hints: tuple[Hint, ...] = ()
 
     def __bool__(self) -> bool:
         raise TypeError("a Report has no truth value: compare report.verdict with 'rounding' (the sides agree)")
@@ -73,6 +90,7 @@ class Report:
     def __str__(self) -> str:
         rows = sorted(self.worst(), key=lambda leaf: -_SEVERITY.index(leaf.verdict))
         lines = [f"verdict: {self.verdict}", *(f"  {reason}" for reason in self.reasons)]
+        lines += [f"  hint: {hint.change} ({hint.difference:.0e})" for hint in self.hints]
         if rows:
             lines += ["", *_table(rows[:_SHOWN])]
         if len(rows) > _SHOWN:
@@ -86,6 +104,7 @@ class Report:
         return {
             "verdict": str(self.verdict),
             "reasons": list(self.reasons),
+            "hints": [_plain(hint) for hint in self.hints],
             "leaves": [_plain(leaf) for leaf in self.leaves],
         }
 
@@ -135,7 +154,7 @@ def _short(x: float | None) -> str:
 
 
 def _plain(x: Any) -> Any:
-    if isinstance(x, (Leaf, Judgement)):
+    if isinstance(x, (Leaf, Hint, Judgement)):
         return {name: _plain(getattr(x, name)) for name in x.__dataclass_fields__}
     if isinstance(x, Errors):
         return _plain(x._asdict())
