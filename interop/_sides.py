@@ -58,13 +58,17 @@ class Side(ABC):
     def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
         """The result of the function and what it computes in a lower precision; inside `precision(64)`."""
 
-    def results(self, tree: Tree) -> Leaves:
-        return _leaves.named(self.where, tree, self.carrier, torch_side=self.name == "PyTorch")
+    def results(self, tree: Tree, copy: bool = True) -> Leaves:
+        """The arrays of a result by name; without `copy` they may change with the next call."""
+        return _leaves.named(self.where, tree, self.carrier, self.name == "PyTorch", copy)
 
     def call(
         self, function: Function, inputs: tuple[Tree, ...], bits: int, draw: int | None = None
     ) -> Leaves | Exception:
-        """The named results of one call, or what the function raised; with `draw`, of inputs moved by an ulp."""
+        """The named results of one call, or what the function raised; with `draw`, of inputs moved by an ulp.
+
+        Only the first are to be kept: those of moved inputs may change with the next call.
+        """
         with self.precision(bits):
             given = self.given(cast(self.where, inputs, bits, draw))
             ready = self.function(function, bits)
@@ -72,14 +76,15 @@ class Side(ABC):
                 results = ready(*given)
             except Exception as error:
                 return error
-            return self.results(results)
+            del given  # before there are copies of the results
+            return self.results(results, copy=draw is None)
 
     def call_again(self, function: Function, inputs: tuple[Tree, ...]) -> tuple[Leaves, Seen]:
-        """The results of one more call in float64, and what it computes in a lower precision."""
+        """The results of one more call in float64, not to be kept, and what it computes in a lower precision."""
         with self.precision(64):
             given = self.given(cast(self.where, inputs, 64))
             results, seen = self.watched(self.function(function, 64), given)
-            return self.results(results), seen
+            return self.results(results, copy=False), seen
 
 
 class TorchSide(Side):
@@ -119,11 +124,10 @@ class JaxSide(Side):
         return function(*given), seen
 
     def given(self, tree: Tree) -> Tree:
-        def convert(name: str, x: Any) -> Any:
-            return x if isinstance(x, jax.Array) else _narrowed(self.where, name, x)
+        def convert(name: str, x: Any) -> Any:  # what was carried is JAX's already
+            return x if isinstance(x, jax.Array) else arrays.to_jax(_narrowed(self.where, name, x))
 
-        carried = tree if self.carrier is None else self.carrier.inputs(self.where, tree)
-        return arrays.to_jax(rebuild(self.where, carried, convert))
+        return rebuild(self.where, tree if self.carrier is None else self.carrier.inputs(self.where, tree), convert)
 
 
 def cast(where: str, tree: Tree, bits: int, draw: int | None = None) -> Tree:
@@ -140,7 +144,7 @@ def cast(where: str, tree: Tree, bits: int, draw: int | None = None) -> Tree:
         if draw is not None:
             wide = nudge(wide, draw)
         with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in its run
-            return wide.astype(complex_ if x.dtype.kind == "c" else floating)
+            return wide.astype(complex_ if x.dtype.kind == "c" else floating, copy=False)
 
     return rebuild(where, tree, convert)
 

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._carry import Carrier
-from ._compare import Results, leaf_of
-from ._leaves import same_names
+from ._compare import Results, found_in, leaf_of
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
@@ -77,52 +76,72 @@ def check(
             raise TypeError(f"{where}: {name} must be a function, got {type(function).__name__}")
     carrier = None if pair is None else Carrier(pair)
     reasons: list[str] = []
-    ours = _results(TorchSide(where, carrier), torch_fn, inputs, reasons)
-    theirs = _results(JaxSide(where, carrier), jax_fn, inputs, reasons)
-    for a, b in ((ours.float64, theirs.float64), (ours.float32, theirs.float32)):
-        if a is not None and b is not None:
-            same_names(where, a, b)
-    names = _names(ours, theirs)
-    if names is None:  # one side has float64 only and the other float32 only
-        return Report(Verdict.INCONCLUSIVE, (), tuple(reasons))
+    torch_calls = _Calls(TorchSide(where, carrier), torch_fn, inputs, reasons)
+    jax_calls = _Calls(JaxSide(where, carrier), jax_fn, inputs, reasons)
+    ours, theirs = torch_calls.results, jax_calls.results
+    # The order is that of the least memory: no result is held longer than until the next one it is compared with.
+    torch_calls.wide()
+    torch_calls.around()
+    torch_calls.narrow()
+    jax_calls.wide()
+    in64 = found_in(where, ours.float64, theirs.float64)
+    jax_calls.around()
+    jax_calls.narrow()
+    theirs.float64 = None
+    in32 = found_in(where, ours.float32, theirs.float32)
     at_least = Verdict.INCONCLUSIVE if reasons else Verdict.ROUNDING
-    return summed_up([leaf_of(name, ours, theirs) for name in names], reasons, at_least)
+    leaves = [
+        leaf_of(name, ours, theirs, (in64 or {}).get(name), (in32 or {}).get(name)) for name in in64 or in32 or ()
+    ]
+    return summed_up(leaves, reasons, at_least)
 
 
-def _results(side: Side, function: Callable[..., Tree], inputs: tuple[Tree, ...], reasons: list[str]) -> Results:
-    """All runs of one side; a precision that it fails in is among the reasons."""
-    results = Results(side.name)
-    failed: dict[int, Exception] = {}
-    for bits in (64, 32):
-        leaves = side.call(function, inputs, bits)
+class _Calls:
+    """The calls of one side, in this order: `wide`, `around`, `narrow`; a precision that fails is among the reasons."""
+
+    def __init__(self, side: Side, function: Callable[..., Tree], inputs: tuple[Tree, ...], reasons: list[str]) -> None:
+        self.side, self.function, self.inputs, self.reasons = side, function, inputs, reasons
+        self.results = Results(side.name)
+        self.failed: Exception | None = None
+
+    def wide(self) -> None:
+        """In float64."""
+        leaves = self.side.call(self.function, self.inputs, 64)
         if isinstance(leaves, Exception):
-            failed[bits] = leaves
-        elif bits == 64:
-            results.float64 = leaves
+            self.failed = leaves
         else:
-            results.float32 = leaves
-    if len(failed) == 2:
-        failed[64].add_note(f"{side.where}: raised in float64; in float32: {_brief(failed[32])}")
-        raise failed[64]
-    for bits, error in failed.items():
-        reasons.append(f"the {side.name} side fails in float{bits}: {_brief(error)}")
-    if results.float64 is not None:
-        again, results.coarse = side.call_again(function, inputs)
+            self.results.keep(leaves)
+
+    def around(self) -> None:
+        """In float64 once more, and with inputs moved by an ulp: randomness, and noise of its own."""
+        results = self.results
+        if self.failed is not None:
+            return
+        again, results.coarse = self.side.call_again(self.function, self.inputs)
         results.repeated(again)
-        for draw in range(DRAWS if not results.random else 0):
-            leaves = side.call(function, inputs, 64, draw)
+        del again
+        if results.random:
+            self.reasons.append(RANDOMNESS.format(side=self.side.name))
+            return
+        for draw in range(DRAWS):
+            leaves = self.side.call(self.function, self.inputs, 64, draw)
             if not isinstance(leaves, Exception):  # what raises beside its inputs has no noise to show
                 results.moved(leaves)
-    if results.random:
-        reasons.append(RANDOMNESS.format(side=side.name))
-    return results
+            del leaves  # before the next ones are there
 
-
-def _names(ours: Results, theirs: Results) -> list[str] | None:
-    for a, b in ((ours.float64, theirs.float64), (ours.float32, theirs.float32)):
-        if a is not None and b is not None:
-            return list(b)
-    return None
+    def narrow(self) -> None:
+        """In float32."""
+        leaves = self.side.call(self.function, self.inputs, 32)
+        if not isinstance(leaves, Exception):
+            self.results.float32 = leaves
+            self.results.drifted()
+        elif self.failed is None:
+            self.reasons.append(f"the {self.side.name} side fails in float32: {_brief(leaves)}")
+        else:
+            self.failed.add_note(f"{self.side.where}: raised in float64; in float32: {_brief(leaves)}")
+            raise self.failed
+        if self.failed is not None:
+            self.reasons.append(f"the {self.side.name} side fails in float64: {_brief(self.failed)}")
 
 
 def _brief(error: Exception) -> str:

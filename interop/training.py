@@ -5,8 +5,8 @@ from typing import Any
 
 from ._carry import Carrier
 from ._coarse import Seen
-from ._compare import Results, leaf_of
-from ._leaves import Leaves, same_names
+from ._compare import Results, found_in, leaf_of
+from ._leaves import Leaves
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide, cast
 from .arrays import outside_compilation
@@ -88,10 +88,11 @@ def check_training(
         batch = batch if isinstance(batch, (tuple, list)) else (batch,)
         a, b = ours.advance(tuple(batch), step), theirs.advance(tuple(batch), step)
         one_sided |= dict.fromkeys(_own_metrics(a, b))
-        same_names(
-            f"{where}, step {step}", *({k: x for k, x in _of(side).items() if k not in one_sided} for side in (a, b))
+        in64, in32 = (
+            found_in(f"{where}, step {step}", *({k: x for k, x in run.items() if k not in one_sided} for run in runs))
+            for runs in ((a.float64, b.float64), (a.float32, b.float32))
         )
-        leaves += [leaf_of(name, a, b, step) for name in _of(b) if name not in one_sided]
+        leaves += [leaf_of(name, a, b, in64[name], in32[name], step) for name in in64]
     if not step:
         raise ValueError(f"{where}: batches is empty; pass one tuple of arrays per step")
     random = [side for side in (ours, theirs) if side.random]
@@ -135,8 +136,9 @@ class _Trajectories:
         def run(bits: int, draw: int | None = None) -> _Run:
             return _Run(side, steps, hyper, params, bits, draw)
 
-        self.wide, self.again, self.narrow = run(64), run(64), run(32)
+        self.wide, self.narrow = run(64), run(32)
         self.moved = [run(64, draw) for draw in range(DRAWS)]
+        self.again: _Run | None = run(64)
 
     def advance(self, batch: tuple[Tree, ...], step: int) -> Results:
         def of(run: _Run, what: str, watched: bool = False) -> Leaves:
@@ -146,16 +148,19 @@ class _Trajectories:
                 error.add_note(f"{self.side.where}: raised in step {step} of the {what} run")
                 raise
 
-        results = Results(self.side.name, of(self.wide, "float64"), of(self.narrow, "float32"), random=self.random)
-        if step == 1:  # one step shows whether it draws anything
+        results = Results(self.side.name, random=self.random)
+        results.keep(of(self.wide, "float64"))
+        if self.again is not None:  # one step shows whether it draws anything
             results.repeated(of(self.again, "second float64", watched=True))
-            self.coarse = self.again.seen
+            self.coarse, self.again = self.again.seen, None
         results.coarse = self.coarse
         if self.random and results.float64:  # and from then on nothing can be compared
             self.random.update(results.float64)
         else:
             for run in self.moved:
                 results.moved(of(run, "moved float64"))
+        results.float32 = of(self.narrow, "float32")
+        results.drifted()
         return results
 
 
