@@ -96,10 +96,10 @@ class Found(NamedTuple):
     apart: str
 
 
-def found_in(where: str, ours: Leaves | None, theirs: Leaves | None) -> dict[str, Found] | None:
-    """Every leaf of both sides, in the order of JAX's; None without a run of both. `ours` is empty afterwards."""
+def found_in(where: str, ours: Leaves | None, theirs: Leaves | None) -> dict[str, Found]:
+    """Every leaf of both sides, in the order of JAX's; none without a run of both. `ours` is empty afterwards."""
     if ours is None or theirs is None:
-        return None
+        return {}
     same_names(where, ours, theirs)
     return {name: _found(ours.pop(name), x) for name, x in theirs.items()}
 

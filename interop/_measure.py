@@ -87,7 +87,7 @@ def same_bits(a: Array, b: Array) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _blocks(*arrays: Array) -> Iterator[tuple[slice, Any, Any]]:
+def _blocks(*arrays: Array) -> Iterator[Any]:
     """Where we are, and that part of each array as float64: a leaf may be a whole model, and its copies many."""
     flat = [x.reshape(-1) for x in arrays]
     for start in range(0, flat[0].size, BLOCK):

@@ -90,9 +90,8 @@ def check(
     theirs.float64 = None
     in32 = found_in(where, ours.float32, theirs.float32)
     at_least = Verdict.INCONCLUSIVE if reasons else Verdict.ROUNDING
-    leaves = [
-        leaf_of(name, ours, theirs, (in64 or {}).get(name), (in32 or {}).get(name)) for name in in64 or in32 or ()
-    ]
+    names = in64 or in32  # no names where one side has float64 only and the other float32 only
+    leaves = [leaf_of(name, ours, theirs, in64.get(name), in32.get(name)) for name in names]
     return summed_up(leaves, reasons, at_least)
 
 

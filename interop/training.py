@@ -1,6 +1,6 @@
 """`check_training`: do two training steps take the same way?"""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from ._carry import Carrier
@@ -8,7 +8,7 @@ from ._coarse import Seen
 from ._compare import Results, found_in, leaf_of
 from ._leaves import Leaves
 from ._nudge import DRAWS
-from ._sides import JaxSide, Side, TorchSide, cast
+from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
 from .pair import Pair
 from .parity import RANDOMNESS
@@ -88,9 +88,10 @@ def check_training(
         batch = batch if isinstance(batch, (tuple, list)) else (batch,)
         a, b = ours.advance(tuple(batch), step), theirs.advance(tuple(batch), step)
         one_sided |= dict.fromkeys(_own_metrics(a, b))
+        at = f"{where}, step {step}"
         in64, in32 = (
-            found_in(f"{where}, step {step}", *({k: x for k, x in run.items() if k not in one_sided} for run in runs))
-            for runs in ((a.float64, b.float64), (a.float32, b.float32))
+            found_in(at, _without(one_sided, x), _without(one_sided, y))
+            for x, y in ((a.float64, b.float64), (a.float32, b.float32))
         )
         leaves += [leaf_of(name, a, b, in64[name], in32[name], step) for name in in64]
     if not step:
@@ -124,7 +125,7 @@ class _Run:
             }
 
     def _given(self, tree: Tree, draw: int | None = None) -> Tree:
-        return self.side.given(cast(self.side.where, tree, self.bits, draw))
+        return self.side.given(tree, self.bits, draw)
 
 
 class _Trajectories:
@@ -184,6 +185,10 @@ def _own_metrics(ours: Results, theirs: Results) -> list[str]:
     """Metrics of one side only, such as the penalty that a proximal transformation reports."""
     names = [*_of(ours), *_of(theirs)]
     return [name for name in names if name.startswith("metrics.") and not (name in _of(ours) and name in _of(theirs))]
+
+
+def _without(names: Container[str], leaves: Leaves | None) -> Leaves:
+    return {name: x for name, x in (leaves or {}).items() if name not in names}
 
 
 def _under(prefix: str, leaves: Leaves) -> Leaves:
