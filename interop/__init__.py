@@ -15,6 +15,8 @@ from .files import save as save
 from .match import match as match
 from .pair import Pair as Pair
 from .parity import check as check
+from .probes import check_probes as check_probes
+from .probes import probes as probes
 from .report import Hint as Hint
 from .report import Report as Report
 from .training import check_training as check_training

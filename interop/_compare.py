@@ -21,6 +21,9 @@ COARSE = 4.0
 RANDOM = 1e-9
 
 
+NOTHING = "no entry is finite on either side: there is nothing to compare"
+
+
 @dataclass
 class Results:
     """What one side returned, and what is known of it by itself.
@@ -124,7 +127,7 @@ def leaf_of(name: str, ours: Results, theirs: Results, in64: Found | None, in32:
         verdict = Verdict.INCONCLUSIVE if unstable else Verdict.SEMANTIC
         reasons.append(in64.apart + (", and which they are changes with an ulp in the inputs" * unstable))
     elif not in64.compared and math.prod(in64.shape):
-        reasons.append("no entry is finite on either side: there is nothing to compare")
+        reasons.append(NOTHING)
     else:
         drift = max(side.drift.get(name, 0.0) for side in sides) if in32 is not None else None
         judgement = judge(

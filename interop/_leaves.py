@@ -66,7 +66,7 @@ def _children(where: str, node: Any, path: Path) -> Iterator[tuple[Any, Any]]:
         yield from _trees.level(where, node, path)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -76,7 +76,7 @@ def same_names(where: str, ours: Leaves, theirs: Leaves) -> None:
         more = [name for name in here if name not in there]
         if more:
             raise ValueError(
-                f"{where}: the result of the {side} side has {_some(more)}, which that of the {other} side lacks; "
+                f"{where}: the result of the {side} side has {some(more)}, which that of the {other} side lacks; "
                 f"nearest names there: {nearest(more[0], list(there))}; return trees of the same names, or pass pair= "
                 "for trees of parameters"
             )

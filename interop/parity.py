@@ -9,7 +9,7 @@ from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
 from .pair import Pair
-from .report import Report, summed_up
+from .report import Leaf, Report, summed_up
 from .verdict import Verdict
 
 Tree = Any
@@ -70,7 +70,18 @@ def check(
         >>> print(exact.verdict)
         rounding
     """
-    where = "check"
+    leaves, reasons = compared("check", torch_fn, jax_fn, inputs, pair)
+    return summed_up(leaves, reasons, Verdict.INCONCLUSIVE if reasons else Verdict.ROUNDING)
+
+
+def compared(
+    where: str,
+    torch_fn: Callable[..., Tree],
+    jax_fn: Callable[..., Tree],
+    inputs: tuple[Tree, ...],
+    pair: Pair | None,
+) -> tuple[list[Leaf], list[str]]:
+    """The leaves of both sides, judged, and why the whole is inconclusive, if it is."""
     for name, function in (("torch_fn", torch_fn), ("jax_fn", jax_fn)):
         if not callable(function):
             raise TypeError(f"{where}: {name} must be a function, got {type(function).__name__}")
@@ -89,10 +100,8 @@ def check(
     jax_calls.narrow()
     theirs.float64 = None
     in32 = found_in(where, ours.float32, theirs.float32)
-    at_least = Verdict.INCONCLUSIVE if reasons else Verdict.ROUNDING
     names = in64 or in32  # no names where one side has float64 only and the other float32 only
-    leaves = [leaf_of(name, ours, theirs, in64.get(name), in32.get(name)) for name in names]
-    return summed_up(leaves, reasons, at_least)
+    return [leaf_of(name, ours, theirs, in64.get(name), in32.get(name)) for name in names], reasons
 
 
 class _Calls:
@@ -135,14 +144,14 @@ class _Calls:
             self.results.float32 = leaves
             self.results.drifted()
         elif self.failed is None:
-            self.reasons.append(f"the {self.side.name} side fails in float32: {_brief(leaves)}")
+            self.reasons.append(f"the {self.side.name} side fails in float32: {brief(leaves)}")
         else:
-            self.failed.add_note(f"{self.side.where}: raised in float64; in float32: {_brief(leaves)}")
+            self.failed.add_note(f"{self.side.where}: raised in float64; in float32: {brief(leaves)}")
             raise self.failed
         if self.failed is not None:
-            self.reasons.append(f"the {self.side.name} side fails in float64: {_brief(self.failed)}")
+            self.reasons.append(f"the {self.side.name} side fails in float64: {brief(self.failed)}")
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0][:200] if first else ''}"
