@@ -71,9 +71,9 @@ def probes(
     """Inputs that excite faults, by name, for `check_probes` or one by one for `check`.
 
     Floats are drawn anew: normal, zeros, negative zeros, ties (three values, 0 among them), constant, tiny (1e-6),
-    large (20 and more), huge (1e3), large mean (1e3 with a deviation of 1e-2); where there are bools, also all true and all
-    false, with normal floats. Integers, such as labels, Python numbers and None stay as in the example, since nobody
-    but you knows which are allowed.
+    large (20 and more), huge (1e3), large mean (1e3 with a deviation of 1e-2); where there are bools, also all true and
+    all false, with normal floats. Integers, such as labels, Python numbers and None stay as in the example, since
+    nobody but you knows which are allowed.
 
     Args:
         examples: one for each input of the functions: an array, a tree of arrays, or a shape, a tuple of integers.
