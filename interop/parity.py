@@ -1,6 +1,7 @@
 """`check`: do a PyTorch function and a JAX function compute the same thing?"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ._carry import Carrier
@@ -9,6 +10,7 @@ from ._leaves import same_names
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
+from .hints import CheckTrial, hints_of
 from .pair import Pair
 from .report import Report, summed_up
 from .verdict import Verdict
@@ -23,7 +25,11 @@ RANDOMNESS = (
 
 @outside_compilation
 def check(
-    torch_fn: Callable[..., Tree], jax_fn: Callable[..., Tree], *inputs: Tree, pair: Pair | None = None
+    torch_fn: Callable[..., Tree],
+    jax_fn: Callable[..., Tree],
+    *inputs: Tree,
+    pair: Pair | None = None,
+    hints: bool = True,
 ) -> Report:
     """Whether two functions compute the same thing up to rounding; a verdict, and what it rests on.
 
@@ -48,6 +54,9 @@ def check(
             gradients, say) is carried to the tree that an optimizer sees on the JAX side, `variables["params"]` or
             `nnx.state(model, nnx.Param)`; a dict of the whole state, with buffers, to what `match` was given. Such
             leaves are reported by their names on the JAX side.
+        hints: where the verdict is semantic, try the changes of `interop.hints.KINDS` on the PyTorch side, and report
+            those with which both sides agree. It calls `torch_fn` once for each, a hundred times and more for a network;
+            a bar is shown.
 
     Returns:
         The report; `print` shows it. A function that fails in float64 but not in float32 (a bfloat16 kernel), results
@@ -77,8 +86,9 @@ def check(
             raise TypeError(f"{where}: {name} must be a function, got {type(function).__name__}")
     carrier = None if pair is None else Carrier(pair)
     reasons: list[str] = []
-    ours = _results(TorchSide(where, carrier), torch_fn, inputs, reasons)
-    theirs = _results(JaxSide(where, carrier), jax_fn, inputs, reasons)
+    torch_side, jax_side = TorchSide(where, carrier), JaxSide(where, carrier)
+    ours = _results(torch_side, torch_fn, inputs, reasons)
+    theirs = _results(jax_side, jax_fn, inputs, reasons)
     for a, b in ((ours.float64, theirs.float64), (ours.float32, theirs.float32)):
         if a is not None and b is not None:
             same_names(where, a, b)
@@ -86,7 +96,10 @@ def check(
     if names is None:  # one side has float64 only and the other float32 only
         return Report(Verdict.INCONCLUSIVE, (), tuple(reasons))
     at_least = Verdict.INCONCLUSIVE if reasons else Verdict.ROUNDING
-    return summed_up([leaf_of(name, ours, theirs) for name in names], reasons, at_least)
+    report = summed_up([leaf_of(name, ours, theirs) for name in names], reasons, at_least)
+    if not hints or report.verdict is not Verdict.SEMANTIC:
+        return report
+    return replace(report, hints=hints_of(CheckTrial(torch_side, jax_side, torch_fn, jax_fn, inputs), report))
 
 
 def _results(side: Side, function: Callable[..., Tree], inputs: tuple[Tree, ...], reasons: list[str]) -> Results:
