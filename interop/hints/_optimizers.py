@@ -55,6 +55,11 @@ def changes(optimizers: Optimizers) -> Iterator[Change]:
         for form in forms:
             kind = "decay_not_scaled" if form == "unscaled" else "decoupled_decay"
             yield Change(kind, f"{now}; {THEN[form]}", called=_hooked(_decay(form)))
+    for factor, words in ((2.0, "twice"), (0.5, "half of")) if optimizers.seen else ():
+        change = (
+            f"PyTorch and JAX differ by a factor in the updates; with {words} PyTorch's learning rate both sides agree"
+        )
+        yield Change("factor", change, 0, called=_hooked(_learning_rate(factor)))
     for name, group in optimizers.seen:
         if group.get("momentum") and "dampening" in group:
             yield from _dampenings(name, group)
@@ -65,6 +70,15 @@ THEN = {
     "decoupled": "with it taken from the parameters themselves, times the learning rate (decoupled), both sides agree",
     "unscaled": "with it taken from the parameters themselves, not scaled by the learning rate, both sides agree",
 }
+
+
+def _learning_rate(factor: float) -> Prepare:
+    def prepare(optimizer: Optimizer, group: Group) -> Undo:
+        del optimizer
+        old, group["lr"] = group["lr"], factor * group["lr"]
+        return lambda: group.__setitem__("lr", old)
+
+    return prepare
 
 
 def _decays(group: Group) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -40,6 +41,9 @@ def counts(state: Any, steps: int) -> Iterator[Change]:
             )
             around = functools.partial(_shifted, indices=group, by=by)
             yield Change("off_by_one", change, 1 if len(group) == 1 else 2, steps=around)
+    if any(isinstance(x, LRScheduler) for _, x in _leaves(state)):
+        change = "PyTorch's scheduler begins with its first learning rate; with its second one, a step ahead, both sides agree"
+        yield Change("off_by_one", change, 1, steps=_scheduled_ahead)
 
 
 def _leaves(state: Any) -> list[tuple[str, Any]]:
@@ -65,6 +69,19 @@ def _shifted(steps: Steps, indices: tuple[int, ...], by: int) -> Steps:
         return pytree.tree_unflatten([x + by if i in indices else x for i, x in enumerate(leaves)], spec)
 
     return shifted, step
+
+
+def _scheduled_ahead(steps: Steps) -> Steps:
+    init, step = steps
+
+    def ahead(*args: Any) -> Any:
+        state = init(*args)
+        for _, x in _leaves(state):
+            if isinstance(x, LRScheduler):
+                x.step()
+        return state
+
+    return ahead, step
 
 
 class _Form(NamedTuple):

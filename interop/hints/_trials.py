@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from .._leaves import Leaves
-from .._sides import Side
-from . import _draws, _steps
+from .._sides import Side, cast
+from . import _draws, _steps, _transformations
 from ._changes import Change, Function, Steps, of_masks
 
 Tree = Any
@@ -87,10 +89,22 @@ class TrainingTrial(Trial):
         jax_steps: Steps,
         given: tuple[Tree, Tree, Sequence[tuple[Tree, ...]]],
     ) -> None:
-        self.start, self.sides, self.steps, self.given = start, (torch_side, jax_side), (torch_steps, jax_steps), given
+        self.start, self.sides, self.given = start, (torch_side, jax_side), given
+        self.steps = (torch_steps, jax_steps)
+        self.steps = (torch_steps, self._theirs())
 
     def theirs(self, given: Given) -> Iterator[Leaves]:
         yield from self._run(1, self.steps[1], given)
+
+    def _theirs(self) -> Steps:
+        """Of JAX, with wide counts where its step takes them."""
+        wide = _with_wide_counts(self.steps[1])
+        params, hyper, batches = self.given
+        try:
+            next(self._run(1, wide, (params, hyper, batches[:1])))
+        except Exception:
+            return self.steps[1]
+        return wide
 
     def ours(self, change: Change, given: Given) -> Iterator[Leaves]:
         init, step = change.steps(self.steps[0])
@@ -106,6 +120,9 @@ class TrainingTrial(Trial):
         params, hyper, batches = self.given
         first = self.start(self.sides[0], self.steps[0], params, hyper)
         yield from _steps.counts(first.state, len(batches))
+        with self.sides[0].precision(64):
+            given = self.sides[0].given(cast("hints", hyper, 64))
+            yield from _transformations.changes(self.steps[0], first.state, given)
         few = (params, hyper, batches[: _steps.ENOUGH_STEPS])
         yield from _steps.decays(hyper, lambda around: list(self._run(0, around(self.steps[0]), few)))
 
@@ -119,6 +136,24 @@ class TrainingTrial(Trial):
         run = self.start(self.sides[side], steps, params, hyper)
         for batch in batches:
             yield run.advance(batch)
+
+
+def _with_wide_counts(steps: Steps) -> Steps:
+    """Steps of JAX whose counts are of 64 bits.
+
+    JAX divides an integer of 32 bits in float32 also with x64, and with it most schedules of optax: they would keep a
+    right change from 1e-12. Steps that insist on 32 bits are left as they are.
+    """
+    init, step = steps
+
+    def convert(x: Any) -> Any:
+        narrow = isinstance(x, jax.Array) and x.ndim == 0 and x.dtype == jnp.int32
+        return x.astype(jnp.int64) if narrow else x
+
+    def first(*args: Any) -> Any:
+        return jax.tree.map(convert, init(*args))
+
+    return first, step
 
 
 class Kept(Trial):
