@@ -34,13 +34,14 @@ class Side(ABC):
 
     Attributes:
         name: "PyTorch" or "JAX".
-        where: the public function and the side, for errors.
+        called_by: the public function, for errors.
+        where: that and the side.
     """
 
     name: str
 
     def __init__(self, where: str, carrier: Carrier | None) -> None:
-        self.where = f"{where}, {self.name} side"
+        self.called_by, self.where = where, f"{where}, {self.name} side"
         self.carrier = carrier
 
     @abstractmethod

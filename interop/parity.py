@@ -1,6 +1,7 @@
 """`check`: do a PyTorch function and a JAX function compute the same thing?"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ._carry import Carrier
@@ -8,6 +9,7 @@ from ._compare import Results, found_in, leaf_of
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
+from .hints import CheckTrial, hints_of
 from .pair import Pair
 from .report import Leaf, Report, summed_up
 from .verdict import Verdict
@@ -22,7 +24,11 @@ RANDOMNESS = (
 
 @outside_compilation
 def check(
-    torch_fn: Callable[..., Tree], jax_fn: Callable[..., Tree], *inputs: Tree, pair: Pair | None = None
+    torch_fn: Callable[..., Tree],
+    jax_fn: Callable[..., Tree],
+    *inputs: Tree,
+    pair: Pair | None = None,
+    hints: bool = True,
 ) -> Report:
     """Whether two functions compute the same thing up to rounding; a verdict, and what it rests on.
 
@@ -47,6 +53,9 @@ def check(
             gradients, say) is carried to the tree that an optimizer sees on the JAX side, `variables["params"]` or
             `nnx.state(model, nnx.Param)`; a dict of the whole state, with buffers, to what `match` was given. Such
             leaves are reported by their names on the JAX side.
+        hints: where the verdict is semantic, try the changes of `interop.hints.KINDS` on the PyTorch side, and report
+            those with which both sides agree. It calls `torch_fn` once for each, a hundred times and more for a network;
+            a bar is shown.
 
     Returns:
         The report; `print` shows it. A function that fails in float64 but not in float32 (a bfloat16 kernel), results
@@ -70,25 +79,34 @@ def check(
         >>> print(exact.verdict)
         rounding
     """
-    leaves, reasons = compared("check", torch_fn, jax_fn, inputs, pair)
-    return summed_up(leaves, reasons, Verdict.INCONCLUSIVE if reasons else Verdict.ROUNDING)
+    sides = sides_of("check", pair)
+    leaves, reasons = compared(*sides, torch_fn, jax_fn, inputs)
+    report = summed_up(leaves, reasons, Verdict.INCONCLUSIVE if reasons else Verdict.ROUNDING)
+    if not hints or report.verdict is not Verdict.SEMANTIC:
+        return report
+    return replace(report, hints=hints_of(CheckTrial(*sides, torch_fn, jax_fn, inputs), report))
+
+
+def sides_of(where: str, pair: Pair | None) -> tuple[TorchSide, JaxSide]:
+    carrier = None if pair is None else Carrier(pair)
+    return TorchSide(where, carrier), JaxSide(where, carrier)
 
 
 def compared(
-    where: str,
+    torch_side: TorchSide,
+    jax_side: JaxSide,
     torch_fn: Callable[..., Tree],
     jax_fn: Callable[..., Tree],
     inputs: tuple[Tree, ...],
-    pair: Pair | None,
 ) -> tuple[list[Leaf], list[str]]:
     """The leaves of both sides, judged, and why the whole is inconclusive, if it is."""
+    where = torch_side.called_by
     for name, function in (("torch_fn", torch_fn), ("jax_fn", jax_fn)):
         if not callable(function):
             raise TypeError(f"{where}: {name} must be a function, got {type(function).__name__}")
-    carrier = None if pair is None else Carrier(pair)
     reasons: list[str] = []
-    torch_calls = _Calls(TorchSide(where, carrier), torch_fn, inputs, reasons)
-    jax_calls = _Calls(JaxSide(where, carrier), jax_fn, inputs, reasons)
+    torch_calls = _Calls(torch_side, torch_fn, inputs, reasons)
+    jax_calls = _Calls(jax_side, jax_fn, inputs, reasons)
     ours, theirs = torch_calls.results, jax_calls.results
     # The order is that of the least memory: no result is held longer than until the next one it is compared with.
     torch_calls.wide()

@@ -17,7 +17,7 @@ from ._compare import NOTHING
 from ._leaves import some
 from ._trees import rebuild
 from .pair import Pair
-from .parity import brief, compared
+from .parity import brief, compared, sides_of
 from .report import Leaf, Report, summed_up
 from .verdict import Verdict
 
@@ -170,7 +170,7 @@ def check_probes(
     trusted = True
     for probe, inputs in probes.items():
         try:
-            of_probe, why = compared(f"{where}, {probe}", torch_fn, jax_fn, inputs, pair)
+            of_probe, why = compared(*sides_of(f"{where}, {probe}", pair), torch_fn, jax_fn, inputs)
         except Exception as error:
             raised[probe] = error
             continue
