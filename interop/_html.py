@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -38,26 +38,51 @@ MARKS = {Verdict.ROUNDING: "=", Verdict.SEMANTIC: "\u2260", Verdict.INCONCLUSIVE
 
 
 def page(report: Report, location: Any = None) -> str:
-    """The whole page."""
-    rows = sorted(report.ranked(), key=seriousness)
-    title = TITLES[report.verdict]
-    parts = [
-        f'<header class="{report.verdict}"><p class="badge"><span aria-hidden="true">{MARKS[report.verdict]}</span> '
-        f"verdict: {report.verdict}</p><h1>{title}</h1><p>{WORDS[report.verdict]}</p>{_counts(report, rows)}</header>",
-        _listed("What makes them agree", [_hint(hint) for hint in report.hints]),
-        _location(location),
-        _listed("Reasons", [_text(reason) for reason in report.reasons]),
-        over_steps(report),
-        _table(rows),
-        _explained(),
-        _environment(report),
-    ]
-    body = "\n".join(part for part in parts if part)
+    """The whole page of one report; of `interop.locate`, what it found."""
+    return _document(TITLES[report.verdict], _article(report, location) + _environment(report.environment))
+
+
+def pages(found: Mapping[str, Report | str]) -> str:
+    """Several reports by name on one page, one below the other; a string stands for an error."""
+    articles = []
+    for name, report in found.items():
+        heading = f'<p class="name">{escape(name)}</p>'
+        articles.append(heading + (_failed(report) if isinstance(report, str) else _article(report)))
+    shown = next((report.environment for report in found.values() if not isinstance(report, str)), {})
+    verdicts = [report.verdict for report in found.values() if not isinstance(report, str)]
+    worst = TITLES[min(verdicts, key=ORDER.index)] if len(verdicts) == len(found) else "Something could not be checked"
+    return _document(worst, "\n".join(articles) + _environment(shown))
+
+
+def _document(title: str, body: str) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" '
         f'content="light dark">\n<title>{title} \u2013 parity of PyTorch and JAX</title>\n<style>{STYLE}</style>\n'
         f"</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _article(report: Report, location: Any = None) -> str:
+    rows = sorted(report.ranked(), key=seriousness)
+    verdict = report.verdict
+    parts = [
+        f'<header class="{verdict}"><p class="badge"><span aria-hidden="true">{MARKS[verdict]}</span> verdict: '
+        f"{verdict}</p><h1>{TITLES[verdict]}</h1><p>{WORDS[verdict]}</p>{_counts(report, rows)}</header>",
+        _listed("What makes them agree", [_hint(hint) for hint in report.hints]),
+        _location(location),
+        _listed("Reasons", [_text(reason) for reason in report.reasons]),
+        over_steps(report),
+        _table(rows),
+        _explained() if rows else "",
+    ]
+    return f"<article>{chr(10).join(part for part in parts if part)}</article>\n"
+
+
+def _failed(error: str) -> str:
+    return (
+        '<article><header class="inconclusive"><p class="badge"><span aria-hidden="true">!</span> error</p>'
+        f'<h1>It could not be checked</h1></header><pre class="wide">{escape(error[: 20 * TEXT])}</pre></article>\n'
     )
 
 
@@ -184,8 +209,8 @@ each other, and none at all, are inconclusive. Differences below {rules.FLOOR:.0
 </dl></details></section>"""
 
 
-def _environment(report: Report) -> str:
-    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in report.environment.items())
+def _environment(environment: Mapping[str, str]) -> str:
+    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in environment.items())
     return f'<footer><h2>Environment</h2><dl class="inline">{items}</dl></footer>' if items else ""
 
 

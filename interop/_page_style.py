@@ -14,7 +14,8 @@ STYLE = """
 * { box-sizing: border-box }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
 main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 48px }
-section, figure, footer { margin: 28px 0 0 }
+section, figure, footer { margin: 28px 0 0 } .name { margin: 40px 0 8px; font: 600 1rem ui-monospace, monospace }
+.name:first-child { margin-top: 0 }
 header { padding: 16px 20px; border-left: 6px solid; border-radius: 6px }
 header p { margin: 6px 0; max-width: 75ch; color: var(--ink) }
 header .badge { font-weight: 600; color: inherit }
