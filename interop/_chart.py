@@ -47,6 +47,7 @@ def over_steps(report: Report) -> str:
         if onset is not None and onset.float64 is not None:
             parts.append(plot.ring(onset.step, onset.float64.relative, f"s{i}"))
     called = zip(drawn, _told_apart(drawn), strict=True)
+    parts.append(plot.spacing())
     legend = [(f"s{i}", f"{short} ({_worst(of_leaf[name])})", name[:NAME]) for i, (name, short) in enumerate(called)]
     legend += [("rest", f"largest of {len(others)} other leaves", "")] if rest else []
     legend += [("narrow", "float32, largest of all leaves", "")] if narrow else []
@@ -88,6 +89,11 @@ class _Plot:
     def ring(self, step: int, error: float, kind: str) -> str:
         return f'<circle class="{kind} ring" cx="{self.x(step):.1f}" cy="{self.y(error):.1f}" r="6"/>'
 
+    def spacing(self) -> str:
+        """The name of the dotted line, drawn last, over the others."""
+        y = self.y(DIGITS["float64"]) - 5
+        return f'<text class="over" x="{WIDTH - RIGHT}" y="{y:.1f}" text-anchor="end">spacing of float64</text>'
+
     def grid(self) -> list[str]:
         right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
         parts = []
@@ -99,7 +105,6 @@ class _Plot:
             parts.append(f'<text x="{self.x(step):.1f}" y="{bottom + 18}" text-anchor="middle">{step}</text>')
         y = self.y(DIGITS["float64"])
         parts.append(f'<path class="eps" d="M{LEFT} {y:.1f}H{right}"/>')
-        parts.append(f'<text x="{right}" y="{y - 5:.1f}" text-anchor="end">spacing of float64</text>')
         parts.append(f'<text x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">step</text>')
         return parts
 

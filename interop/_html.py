@@ -151,7 +151,7 @@ def _table(rows: Sequence[Leaf]) -> str:
     second = "".join(f'<th scope="col">{name}</th>' for below in groups.values() for name in below)
     body = "".join(_row(leaf, axis, steps) for leaf in shown)
     more = f" The {len(shown)} most serious of {len(rows)} are listed." if len(rows) > len(shown) else ""
-    each = "Of every leaf, the first step of its most serious verdict. " if steps else ""
+    each = "Of every leaf, the first step of its most serious verdict, or that of its largest error. " if steps else ""
     return (
         f'<section><h2>Leaf by leaf</h2><p>{each}<svg class="mark" viewBox="0 0 12 12" aria-hidden="true"><circle '
         'class="in64" cx="6" cy="6" r="4"/></svg> float64, <svg class="mark" viewBox="0 0 12 12" aria-hidden="true">'

@@ -29,6 +29,7 @@ ul { margin: 0; padding-left: 20px } li { margin: 4px 0; overflow-wrap: anywhere
 code, pre { font-family: ui-monospace, monospace; font-size: .92em }
 .faint, figcaption { color: var(--faint) } .wide { overflow-x: auto }
 svg text { font: 12px system-ui, sans-serif; fill: var(--faint) }
+.over { paint-order: stroke; stroke: var(--paper); stroke-width: 4px }
 .chart { min-width: 600px; width: 100%; display: block } .chart path, .key path { fill: none; stroke-width: 2 }
 .grid { stroke: var(--line); stroke-width: 1 !important } .eps { stroke: var(--faint); stroke-width: 1 !important;
 stroke-dasharray: 1 4 }

@@ -40,16 +40,15 @@ def coloured(report: Report) -> Any:
         steps = any(leaf.step for leaf in rows)
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("leaf", overflow="fold")
-        for name in (["step"] if steps else []) + ["shape"]:
-            table.add_column(name, no_wrap=name == "step")
-        table.add_column("verdict", no_wrap=True)
+        for name in (["step"] if steps else []) + ["verdict"]:
+            table.add_column(name, no_wrap=True)
         for name in ("float64", "float32", "64/32", "ulp test"):
             table.add_column(name, justify="right", no_wrap=True)
         for leaf in rows[:SHOWN]:
             step = [str(leaf.step)] if steps else []
             relative = [short(errors.relative if errors else None) for errors in (leaf.float64, leaf.float32)]
             verdict = Text(str(leaf.verdict), COLOURS[leaf.verdict])
-            table.add_row(Text(leaf.name), *step, shape_of(leaf), verdict, *relative, *_measures(leaf))
+            table.add_row(Text(leaf.name), *step, verdict, *relative, *_measures(leaf))
         parts.append(table)
     return Group(*parts, *(Text(line) for line in _others(rows)))
 

@@ -104,9 +104,9 @@ def agreed(where: str, report: Report, allow_inconclusive: Sequence[str] = (), p
     def allowed(name: str) -> bool:
         return any(fnmatchcase(name, glob) for glob in allow_inconclusive)
 
-    bad = [leaf for leaf in report.leaves if leaf.verdict is not Verdict.ROUNDING]
-    bad = [leaf.name for leaf in bad if leaf.verdict is Verdict.SEMANTIC or not allowed(leaf.name)]
-    if report.verdict is Verdict.ROUNDING or (names and not bad):
+    failed = [leaf for leaf in report.leaves if leaf.verdict is not Verdict.ROUNDING]
+    bad = [leaf.name for leaf in failed if leaf.verdict is Verdict.SEMANTIC or not allowed(leaf.name)]
+    if report.verdict is Verdict.ROUNDING or (failed and not bad):
         return report
     said = "do not agree" if report.verdict is Verdict.SEMANTIC else "cannot be said to agree (inconclusive)"
     kept = ""
