@@ -44,7 +44,7 @@ def over_steps(report: Report) -> str:
     for i, name in enumerate(drawn):
         parts.append(plot.line(_thinned(lines[name]), f"s{i}"))
         onset = next((leaf for leaf in of_leaf[name] if leaf.verdict is not Verdict.ROUNDING), None)
-        if onset is not None and onset.float64 is not None:
+        if onset is not None and onset.float64 is not None and not math.isnan(onset.float64.relative):
             parts.append(plot.ring(onset.step, onset.float64.relative, f"s{i}"))
     called = zip(drawn, _told_apart(drawn), strict=True)
     parts.append(plot.spacing())
