@@ -146,9 +146,12 @@ def _described(error: BaseException, file: Path) -> str:
 
 
 def _show(report: Report) -> None:
+    """In colour on a terminal; else as plain text, whose lines are not bound to a width."""
     try:
         from rich.console import Console
     except ImportError:
+        Console = None
+    if Console is None or not sys.stdout.isatty():
         print(report)
     else:
         Console(highlight=False).print(report)

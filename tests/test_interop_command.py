@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -186,12 +187,19 @@ def test_help_and_wrong_arguments_import_no_framework(module, tmp_path):
     assert missing.returncode == 2 and "no such file" in missing.stderr
 
 
-@pytest.mark.parametrize("module", ["interop", "funcreg.interop"])
-def test_both_names_of_the_package_run_it(module, write):
+def test_it_runs_as_a_module(write):
     write(DIFFER)
-    command = [sys.executable, "-W", "error", "-m", module, "check", "port.py"]
+    command = [sys.executable, "-W", "error", "-m", "interop", "check", "port.py"]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     )
     assert done.returncode == 1 and "verdict: semantic" in done.stdout, done.stderr
     assert "\x1b" not in done.stdout
+
+
+def test_it_runs_under_the_name_that_nothing_shadows(write, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["interop.py", "check", write(AGREE)])
+    monkeypatch.delitem(sys.modules, "funcreg.interop", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("funcreg.interop", run_name="__main__")
+    assert stop.value.code == 0 and "verdict: rounding" in capsys.readouterr().out
