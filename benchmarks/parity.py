@@ -95,9 +95,15 @@ def once(which: str, layers: int, width: int) -> dict[str, float]:
 
     made(2, 3)()  # what is imported and set up once
     function = made(layers, width)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     peak = peak_of(function)
-    return {"seconds": time.perf_counter() - start, "bytes": peak}
+    return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu, "bytes": peak}
+
+
+def in_a_process(which: str, layers: int, width: int) -> dict[str, float]:
+    """`once`, in a fresh process."""
+    command = [sys.executable, __file__, "--one", which, "--layers", str(layers), "--width", str(width)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -114,22 +120,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print("\n".join(f"{key}: {value}" for key, value in where.items()), highlight=False)
     size = args.layers * (args.width + 1) * args.width
     table = Table(title=f"{size / 1e6:.1f}M parameters in {2 * args.layers} leaves", box=box.SIMPLE_HEAD)
-    for column in ("call", "seconds", "MB", "float64 copies", "float32 copies"):
+    for column in ("call", "seconds", "CPU", "MB", "float64 copies", "float32 copies"):
         table.add_column(column, justify="left" if column == "call" else "right")
-    titles = {
-        "torch": "the PyTorch function alone, float64",
-        "jax": "the JAX function alone, float64",
-        "check": "check",
-    }
+    titles = {"torch": "PyTorch alone, float64", "jax": "JAX alone, float64", "check": "check"}
     for which, title in titles.items():
-        command = [sys.executable, __file__, "--one", which, "--layers", str(args.layers), "--width", str(args.width)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout)
+        found = in_a_process(which, args.layers, args.width)
         copies = found["bytes"] / (8 * size)
-        numbers = (found["bytes"] / 1e6, copies, 2 * copies)
-        table.add_row(
-            title, f"{found['seconds']:.1f}", *(f"{x:.{d}f}" for x, d in zip(numbers, (0, 2, 1), strict=True))
-        )
+        numbers = (found["seconds"], found["cpu"], found["bytes"] / 1e6, copies, 2 * copies)
+        table.add_row(title, *(f"{x:.{digits}f}" for x, digits in zip(numbers, (1, 1, 0, 2, 1), strict=True)))
     console.print(table)
 
 
