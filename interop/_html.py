@@ -34,12 +34,24 @@ WORDS = {
     Verdict.INCONCLUSIVE: "What was measured does not tell rounding from a real difference. The reasons below say what "
     "stood in the way; this is neither agreement nor a fault.",
 }
+EXPLAINED = f"""<section><details><summary>What the columns mean</summary><dl>
+<dt>float64, float32</dt><dd>Both sides were run in both precisions from the same inputs. <em>largest</em>: the largest
+difference; <em>relative</em>: that by the largest entry of the leaf; <em>ulp</em>: in units of the last place of each
+entry.</dd>
+<dt>by precision</dt><dd><em>64/32</em> is the difference in float64 by that in float32. Rounding shrinks to about 2e-9
+of itself (here: at most {rules.RATIO_ROUNDING:.0e}), a fault stays (above {rules.RATIO_SEMANTIC:.0e}).</dd>
+<dt>by conditioning</dt><dd><em>ulp test</em> is the difference in float64 by what a change of one or two ulp in the
+inputs does to one side alone. Rounding: at most {rules.EXCESS_ROUNDING:.0e}; a fault: above
+{rules.EXCESS_SEMANTIC:.0e}.</dd>
+<dt>opinion</dt><dd>What each rule says by itself; <em>none</em> where it has no opinion. Two opinions that contradict
+each other, and none at all, are inconclusive. Differences below {rules.FLOOR:.0e} of the leaf count as rounding.</dd>
+</dl></details></section>"""
 MARKS = {Verdict.ROUNDING: "=", Verdict.SEMANTIC: "\u2260", Verdict.INCONCLUSIVE: "?"}
 
 
 def page(report: Report, location: Any = None) -> str:
     """The whole page of one report; of `interop.locate`, what it found."""
-    return _document(TITLES[report.verdict], _article(report, location) + _environment(report.environment))
+    return _document(TITLES[report.verdict], _article(report, location) + _foot(report.environment))
 
 
 def pages(found: Mapping[str, Report | str]) -> str:
@@ -51,7 +63,7 @@ def pages(found: Mapping[str, Report | str]) -> str:
     shown = next((report.environment for report in found.values() if not isinstance(report, str)), {})
     verdicts = [report.verdict for report in found.values() if not isinstance(report, str)]
     worst = TITLES[min(verdicts, key=ORDER.index)] if len(verdicts) == len(found) else "Something could not be checked"
-    return _document(worst, "\n".join(articles) + _environment(shown))
+    return _document(worst, "\n".join(articles) + _foot(shown))
 
 
 def _document(title: str, body: str) -> str:
@@ -74,7 +86,6 @@ def _article(report: Report, location: Any = None) -> str:
         _listed("Reasons", [_text(reason) for reason in report.reasons]),
         over_steps(report),
         _table(rows),
-        _explained() if rows else "",
     ]
     return f"<article>{chr(10).join(part for part in parts if part)}</article>\n"
 
@@ -194,24 +205,9 @@ def _at(part: float) -> str:
     return f"{16 + 168 * part:.0f}"
 
 
-def _explained() -> str:
-    return f"""<section><details><summary>What the columns mean</summary><dl>
-<dt>float64, float32</dt><dd>Both sides were run in both precisions from the same inputs. <em>largest</em>: the largest
-difference; <em>relative</em>: that by the largest entry of the leaf; <em>ulp</em>: in units of the last place of each
-entry.</dd>
-<dt>by precision</dt><dd><em>64/32</em> is the difference in float64 by that in float32. Rounding shrinks to about 2e-9
-of itself (here: at most {rules.RATIO_ROUNDING:.0e}), a fault stays (above {rules.RATIO_SEMANTIC:.0e}).</dd>
-<dt>by conditioning</dt><dd><em>ulp test</em> is the difference in float64 by what a change of one or two ulp in the
-inputs does to one side alone. Rounding: at most {rules.EXCESS_ROUNDING:.0e}; a fault: above
-{rules.EXCESS_SEMANTIC:.0e}.</dd>
-<dt>opinion</dt><dd>What each rule says by itself; <em>none</em> where it has no opinion. Two opinions that contradict
-each other, and none at all, are inconclusive. Differences below {rules.FLOOR:.0e} of the leaf count as rounding.</dd>
-</dl></details></section>"""
-
-
-def _environment(environment: Mapping[str, str]) -> str:
+def _foot(environment: Mapping[str, str]) -> str:
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in environment.items())
-    return f'<footer><h2>Environment</h2><dl class="inline">{items}</dl></footer>' if items else ""
+    return f'{EXPLAINED}\n<footer><h2>Environment</h2><dl class="inline">{items}</dl></footer>'
 
 
 def _text(text: str) -> str:

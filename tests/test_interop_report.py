@@ -149,7 +149,7 @@ def test_one_step_is_a_dot_and_no_step_no_chart():
 
 def test_a_large_report_stays_readable_and_small():
     names = [f"params.encoder.layers.{i}.attention.query.kernel" for i in range(500)]
-    report = trajectories(names, 40, lambda i, step: 1e-6 * step if i == 321 and step > 30 else 1e-16 * (1 + i % 5))
+    report = trajectories(names, 40, lambda i, step: 1e-6 * step if i == 321 and step > 30 else 1e-16 * (1 + (i + 3) % 5))
     text = report.to_html()
     page = Page(text)
     assert len(text) < 400_000
@@ -159,6 +159,10 @@ def test_a_large_report_stays_readable_and_small():
     first = re.search(r'<tbody><tr><th scope="row">(.*?)</th><td>(\d+)', text)
     assert first[1].replace("<wbr>", "") == names[321] and first[2] == "31", "the most serious first"
     assert "largest of 492 other leaves" in page.text and "\u2026321.attention.query.kernel (semantic)" in page.text
+    ((at, _),) = re.findall(r'<circle class="s0 ring" cx="([\d.]+)" cy="([\d.]+)"', text)
+    drawn = dict(re.findall(r'<path class="(s\d|rest)" d="M([^"]+)"', text))
+    assert drawn["s0"].split(" L")[30].split()[0] == at, "the ring is at step 31"
+    assert drawn["rest"] == drawn["s1"], "the largest of the others, which is that of the second leaf"
     long = trajectories(["w"], 2000, lambda i, step: 1e-3 if step == 1000 else 1e-16)
     (chart,) = re.findall(r'<svg class="chart".*?</svg>', long.to_html())
     assert len(chart) < 20_000 and "Of every few steps the largest error is drawn" in long.to_html()
