@@ -49,6 +49,11 @@ class Results:
     random: set[str] = field(default_factory=set)
     coarse: Seen = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.float64 is not None:
+            self.keep(self.float64)
+        self.drifted()
+
     def keep(self, leaves: Leaves) -> None:
         """Take in the float64 results, with which the others are compared."""
         self.float64 = leaves
@@ -104,17 +109,24 @@ def found_in(where: str, ours: Leaves | None, theirs: Leaves | None) -> dict[str
     if ours is None or theirs is None:
         return {}
     same_names(where, ours, theirs)
-    return {name: _found(ours.pop(name), x) for name, x in theirs.items()}
+    return {name: found_of(ours.pop(name), x) for name, x in theirs.items()}
 
 
-def _found(a: np.ndarray, b: np.ndarray) -> Found:
+def found_of(a: np.ndarray, b: np.ndarray) -> Found:
+    """One leaf of both sides."""
     both = compare(a, b)
     apart = _apart(both, a, b) if both.apart.any() else ""
     counts = int(both.compared.sum()), int(both.alike.sum())
     return Found(a.shape, (a.dtype, b.dtype), both.errors, both.size, *counts, apart)
 
 
-def leaf_of(name: str, ours: Results, theirs: Results, in64: Found | None, in32: Found | None, step: int = 0) -> Leaf:
+def leaf_of(name: str, ours: Results, theirs: Results, step: int = 0) -> Leaf:
+    """The leaf of this name, of results that are still there, judged."""
+    runs = (ours.float64, theirs.float64), (ours.float32, theirs.float32)
+    return judged(name, ours, theirs, *(found_of(a[name], b[name]) if a and b else None for a, b in runs), step=step)
+
+
+def judged(name: str, ours: Results, theirs: Results, in64: Found | None, in32: Found | None, step: int = 0) -> Leaf:
     """The leaf of this name, judged."""
     sides = (ours, theirs)
     have = in64 or in32

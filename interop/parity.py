@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ._carry import Carrier
-from ._compare import Results, found_in, leaf_of
+from ._compare import Results, found_in, judged
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
@@ -119,7 +119,7 @@ def compared(
     theirs.float64 = None
     in32 = found_in(where, ours.float32, theirs.float32)
     names = in64 or in32  # no names where one side has float64 only and the other float32 only
-    return [leaf_of(name, ours, theirs, in64.get(name), in32.get(name)) for name in names], reasons
+    return [judged(name, ours, theirs, in64.get(name), in32.get(name)) for name in names], reasons
 
 
 class _Calls:

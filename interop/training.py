@@ -1,13 +1,13 @@
 """`check_training`: do two training steps take the same way?"""
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ._carry import Carrier
 from ._coarse import Seen
-from ._compare import Results, found_in, leaf_of
-from ._leaves import Leaves
+from ._compare import Results, leaf_of
+from ._leaves import Leaves, same_names
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
@@ -95,12 +95,10 @@ def check_training(
         kept += [tuple(batch)] * hints
         a, b = ours.advance(tuple(batch), step), theirs.advance(tuple(batch), step)
         one_sided |= dict.fromkeys(_own_metrics(a, b))
-        at = f"{where}, step {step}"
-        in64, in32 = (
-            found_in(at, _without(one_sided, x), _without(one_sided, y))
-            for x, y in ((a.float64, b.float64), (a.float32, b.float32))
+        same_names(
+            f"{where}, step {step}", *({k: x for k, x in _of(side).items() if k not in one_sided} for side in (a, b))
         )
-        leaves += [leaf_of(name, a, b, in64[name], in32[name], step) for name in in64]
+        leaves += [leaf_of(name, a, b, step) for name in _of(b) if name not in one_sided]
     if not step:
         raise ValueError(f"{where}: batches is empty; pass one tuple of arrays per step")
     random = [side for side in (ours, theirs) if side.random]
@@ -201,10 +199,6 @@ def _own_metrics(ours: Results, theirs: Results) -> list[str]:
     """Metrics of one side only, such as the penalty that a proximal transformation reports."""
     names = [*_of(ours), *_of(theirs)]
     return [name for name in names if name.startswith("metrics.") and not (name in _of(ours) and name in _of(theirs))]
-
-
-def _without(names: Container[str], leaves: Leaves | None) -> Leaves:
-    return {name: x for name, x in (leaves or {}).items() if name not in names}
 
 
 def _under(prefix: str, leaves: Leaves) -> Leaves:
