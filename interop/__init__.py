@@ -7,6 +7,7 @@ one's own.
 It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alone does without it.
 """
 
+from . import _early as _early
 from . import rules as rules
 from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch
@@ -17,6 +18,9 @@ from .location import Location as Location
 from .match import match as match
 from .pair import Pair as Pair
 from .parity import check as check
+from .probes import check_probes as check_probes
+from .probes import probes as probes
+from .report import Hint as Hint
 from .report import Report as Report
 from .training import check_training as check_training
 from .verdict import Verdict as Verdict

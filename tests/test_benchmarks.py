@@ -169,3 +169,14 @@ def test_the_port_benchmark_measures_a_port(scripts, capsys):
     out = capsys.readouterr().out
     assert "4.0M float32 parameters in 8 leaves" in out and "pair.optimizer_to_torch" in out
     assert 0.8 < float(re.search(r"beside the model: (\S+) times", out)[1]) < 2
+
+
+@pytest.mark.relaxed_promotion
+def test_the_parity_benchmark_runs_what_it_says(scripts, monkeypatch, capsys):
+    """Each figure from a process of its own, here from this one; `check` holds more than the functions do."""
+    parity = scripts("parity")
+    monkeypatch.setattr(parity, "in_a_process", parity.once)
+    parity.main(["--layers", "4", "--width", "700"])
+    rows = re.findall(r"^ +(PyTorch|JAX|check).*? +([\d.]+) +[\d.]+ *$", capsys.readouterr().out, re.MULTILINE)
+    copies = {name: float(found) for name, found in rows}
+    assert copies.keys() == {"PyTorch", "JAX", "check"} and 1 < copies["check"] < 6

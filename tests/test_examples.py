@@ -13,7 +13,7 @@ from scripts import run_script
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What begins with an underscore is parts of examples.
-HAVE_TESTS_OF_THEIR_OWN = {"sparse_digits", "regularization_path", "ensemble"}
+HAVE_TESTS_OF_THEIR_OWN = {"sparse_digits", "regularization_path", "digits_parity", "ensemble"}
 NAMES = sorted(p.stem for p in EXAMPLES.glob("[!_]*.py") if p.stem not in HAVE_TESTS_OF_THEIR_OWN)
 
 Numbers = dict[str, float]
