@@ -60,8 +60,9 @@ def _allowed(leaf: Leaf | None, drawn: bool) -> float:
         return EXPLAINED
     before = leaf.float64.relative
     if leaf.verdict is Verdict.SEMANTIC:
-        clearly = math.inf if drawn or before == 0 else CLEARLY * before  # 0: only infinities and NaN differed
-        return min(EXPLAINED, clearly)
+        if drawn or before <= EXPLAINED:  # only infinities and NaN differed
+            return EXPLAINED
+        return min(EXPLAINED, CLEARLY * before)
     return max(EXPLAINED, 2 * before)
 
 

@@ -124,10 +124,11 @@ def decays(hyper: Tree, params_of: Callable[[Callable[[Steps], Steps]], list[Lea
 
 
 def _same(a: list[Leaves], b: list[Leaves]) -> bool:
-    return len(a) == len(b) and all(
+    return len(a) == len(b) > 0 and all(
         not (found := compare(x[name], y[name])).apart.any() and found.errors.relative < UNCHANGED
         for x, y in zip(a, b, strict=True)
         for name in x
+        if name.startswith("params")
     )
 
 
@@ -147,7 +148,7 @@ def _with_decay(form: _Form, steps: Steps) -> Steps:
         factor = hyper[form.key] * (1.0 if form.rate is None else hyper[form.rate])
         old = _params(state)
         new, metrics = step(state, without, *batch)
-        params = pytree.tree_map(lambda x, y: x - factor * y if isinstance(x, Tensor) else x, _params(new), old)
+        params = pytree.tree_map(lambda x, y: (x - factor * y).detach(), _params(new), old)
         return _with_params(new, params), metrics
 
     return init, changed
