@@ -32,7 +32,7 @@ KINDS = {
     "factor": "twice or half of a result, or of one term in it",
     "decoupled_decay": "weight decay added to the gradient, or taken from the parameters themselves",
     "decay_not_scaled": "decay of the parameters that is multiplied by the learning rate on one side only",
-    "dampening": "the gradient multiplied by 1 - dampening before it is added to the momentum, or not; or not the first",
+    "dampening": "gradients multiplied by 1 - dampening before they are added to the momentum; all, none, all but one",
     "off_by_one": "a count of steps, and with it a schedule or a bias correction, that is one ahead",
 }
 RULES = (*_layouts.RULES, *_norms.RULES, *_activations.RULES, *_losses.RULES)

@@ -114,7 +114,9 @@ def _run(trial: Trial, goal: Goal, change: Change, given: Given, drawn: bool = F
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a change that is only tried
         try:
-            for step, (ours, theirs) in enumerate(zip(trial.ours(change, given), trial.theirs(given)), start=1):
+            # that of PyTorch first: where it ends, JAX's is not asked for more
+            pairs = zip(trial.ours(change, given), trial.theirs(given), strict=False)
+            for step, (ours, theirs) in enumerate(pairs, start=1):
                 left = goal.left(step, ours, theirs, drawn)
                 if left is None:
                     return None

@@ -1,9 +1,9 @@
 """Decay and dampening inside a transformation of `funcreg.torch.optax`, which shows nothing of what it is made of.
 
 It is a function of gradients, state and parameters, and the parameters enter it by decay alone: with zeros in their
-place it is the same transformation without decay, `bare`. Where the difference is a multiple of the parameters, decay is
-decoupled; where it is what a multiple of the parameters in the gradient would make, it is coupled. Both are measured on
-random numbers, and used only where they hold to rounding. A learning rate shows in the answer to a huge gradient: a
+place it is the same transformation without decay (`_bare`). Where the difference is a multiple of the parameters, decay
+is decoupled; where it is what a multiple of the parameters in the gradient would make, it is coupled. Both are measured
+on random numbers, and used only where they hold to rounding. A learning rate shows in the answer to a huge gradient: a
 first step of Adam is as long as it, one of SGD a multiple of the gradient.
 """
 

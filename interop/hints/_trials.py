@@ -120,6 +120,7 @@ class TrainingTrial(Trial):
         params, hyper, batches = self.given
         first = self.start(self.sides[0], self.steps[0], params, hyper)
         yield from _steps.counts(first.state, len(batches))
+        yield from _steps.factors(hyper)
         with self.sides[0].precision(64):
             given = self.sides[0].given(cast("hints", hyper, 64))
             yield from _transformations.changes(self.steps[0], first.state, given)
