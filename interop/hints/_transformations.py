@@ -101,7 +101,7 @@ def _remade(around: Callable[[GradientTransformation], GradientTransformation], 
 
 
 def _with_decay(form: _Form, inner: GradientTransformation) -> GradientTransformation:
-    def update(updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
         decay = _measured(inner, params, state)
         if decay is None or decay.rate is None:
             raise ValueError("the decay of the transformation does not show")
@@ -116,7 +116,7 @@ def _with_decay(form: _Form, inner: GradientTransformation) -> GradientTransform
 
 
 def _longer_steps(factor: float, inner: GradientTransformation) -> GradientTransformation:
-    def update(updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
         updates, state = inner.update(updates, state, params)
         return _map(lambda u: factor * u, updates), state
 
@@ -211,7 +211,7 @@ def _damped(factor: float, but_the_first: bool, inner: GradientTransformation) -
     def init(params: Tree) -> Any:
         return inner.init(params), True
 
-    def update(updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
         state, is_first = state
         by = 1.0 if is_first and but_the_first else factor
         updates, state = inner.update(_map(lambda g: by * g, updates), state, params)
