@@ -7,6 +7,7 @@ one's own.
 It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alone does without it.
 """
 
+from . import hints as hints
 from . import rules as rules
 from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch

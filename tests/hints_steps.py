@@ -17,7 +17,7 @@ from parity_corpus import loss, normal
 CASES: list[Case] = []
 PARAMS = {"hidden": normal(6, 5), "out": normal(5, 2, seed=1)}
 HYPER = {"lr": 0.05, "wd": 0.1}
-BATCHES = [(normal(12, 6, seed=i), normal(12, 2, seed=100 + i)) for i in range(4)]
+BATCHES = [(normal(12, 6, seed=i), normal(12, 2, seed=100 + i)) for i in range(3)]
 OPTAX = frt.optax
 
 
