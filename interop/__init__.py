@@ -2,12 +2,14 @@
 
 `match(net, flax)` makes the `Pair` by which parameters, gradients, penalties and optimizers cross; `to_jax` and
 `to_torch` carry any tree of arrays; `save` and `load` are for files; `rules.register` declares the twin of a layer of
-one's own.
+one's own. `check` and `check_training` say whether two sides agree, `check_probes` on inputs that excite faults;
+`locate` says where they part, `hints` why; `testing` has the assertions, `python -m interop check` the command.
 
 It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alone does without it.
 """
 
 from . import _early as _early
+from . import hints as hints
 from . import rules as rules
 from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch

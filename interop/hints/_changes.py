@@ -100,7 +100,8 @@ def of_masks(inputs: Any, skip: int = 0) -> Iterator[Change]:
         x = np.asarray(x)
         if x.dtype.kind in "biuf" and np.isin(x, (0, 1)).all() and x.any() and not x.all():
             what = "bools" if x.dtype.kind == "b" else "zeros and ones"
-            change = f"PyTorch reads the mask of {what} in input{pytree.keystr(path)} as it is; with its opposite both sides agree"
+            now = f"PyTorch reads the mask of {what} in input{pytree.keystr(path)} as it is"
+            change = f"{now}; with its opposite both sides agree"
             yield Change("mask_polarity", change, 3, called=functools.partial(_negated, number, skip))
 
 
