@@ -135,13 +135,13 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
-def read(path: Path) -> Manifest:
-    """The manifest of an exported file.
+def read(path: Path, beside: Path) -> Manifest:
+    """The manifest of an exported file, from the path of the manifest.
 
     Raises:
         FileNotFoundError: the file or its manifest is not there.
+        VersionError, IntegrityError: as `Manifest.from_json`.
     """
-    beside = manifest_path(path)
     for needed in (path, beside):
         if not needed.is_file():
             raise FileNotFoundError(f"{needed} is not there; an exported file and its {SUFFIX} belong together")

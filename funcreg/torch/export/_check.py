@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._export_errors import SelfCheckError
+from ._selfcheck import TOLERANCE as TOLERANCE
 
 PROGRAM = Path(__file__).with_name("_selfcheck.py")
 
@@ -22,13 +23,21 @@ def run(where: str, manifests: Sequence[Path]) -> list[dict[str, Any]]:
     # isolated from PYTHONPATH, the current folder and the user's site-packages, but not from torch
     packages = sorted({str(Path(_origin(name)).parent.parent) for name in ("torch", "safetensors")})
     job = json.dumps({"manifests": [str(path.resolve()) for path in manifests], "path": packages})
-    done = subprocess.run([sys.executable, "-I", str(PROGRAM), job], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
+    try:
+        return json.loads(ask(job))
+    except ValueError as error:
+        raise SelfCheckError(f"{where}: the self-check in a fresh process did not finish: {error}") from None
+
+
+def ask(job: str) -> str:
+    """The answer of a fresh process, a line of JSON."""
+    command = [sys.executable, "-I", str(PROGRAM)]
+    done = subprocess.run(command, input=job + "\n", capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    if not lines:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise SelfCheckError(
-            f"{where}: the self-check in a fresh process ended with exit code {done.returncode}: {last}"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+        raise ValueError(f"exit code {done.returncode}, {last}")
+    return lines[-1]
 
 
 def _origin(package: str) -> str:

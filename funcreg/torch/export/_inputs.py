@@ -17,6 +17,7 @@ from .. import _wing
 
 Dims = dict[int, str]  # axis -> name of the dimension
 Tensors = dict[str, Tensor]
+Function = Callable[[Mapping[str, Tensor]], dict[str, Any]]  # named tensors -> named tensors
 
 # What TorchScript, safetensors and C++ hosts all know; complex numbers and 8-bit floats are not among them.
 DTYPES = (
@@ -68,6 +69,14 @@ class Inputs:
                     x = x * scale.to(x.dtype).reshape([-1] + [1] * (x.ndim - 1 - axis))
             new[name] = x.clone(memory_format=torch.contiguous_format)
         return new
+
+
+@dataclass(frozen=True)
+class Method:
+    """A function to be exported, and example inputs for it."""
+
+    run: Function
+    inputs: Inputs
 
 
 def take_apart(where: str, example: Any, dynamic: Mapping[str, Mapping[int, str]]) -> Inputs:

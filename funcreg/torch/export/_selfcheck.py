@@ -1,8 +1,8 @@
 """Run the recorded cases of exported files and compare every output with what was recorded.
 
-A program of its own, `python -I _selfcheck.py JOB`, which imports torch and safetensors and nothing of this package: it
-sees what any other process sees. JOB is JSON, `{"manifests": [path, ...], "path": [folder, ...]}`, where `path` is where
-those two packages are; it prints a list of results as JSON.
+A program of its own, `python -I _selfcheck.py`, which imports torch and safetensors and nothing of this package: it
+sees what any other process sees. It reads a line of JSON, `{"manifests": [path, ...], "path": [folder, ...]}`, where
+`path` is where those two packages are, and prints a line with the results; and so for every line.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def _check_file(kind, data, manifest, arrays, result):
         loaded = torch.jit.load(io.BytesIO(data), map_location=device)
     else:
         loaded = torch.export.load(io.BytesIO(data)).module()
-    for _ in range(ROUNDS):
+    for turn in range(ROUNDS):
         for i, case in enumerate(manifest["cases"]):
             method = case["method"]
             run = getattr(loaded, method)
@@ -69,15 +69,15 @@ def _check_file(kind, data, manifest, arrays, result):
                 result["first"] = result["first"] or f"{where}: {type(error).__name__}: {error}"
                 continue
             for name in manifest["methods"][method]["outputs"]:
+                result["compared"] += turn == 0
                 _compare(f"{where} {name}", outputs[name], arrays[f"{i}.out.{name}"], result)
             for name, x in inputs.items():
-                _compare(f"{where} input {name} afterwards", x, arrays[f"{i}.in.{name}"], result, count=False)
+                _compare(f"{where} input {name} afterwards", x, arrays[f"{i}.in.{name}"], result)
 
 
-def _compare(where, got, expected, result, count=True):
+def _compare(where, got, expected, result):
     import torch
 
-    result["compared"] += count
     if got.dtype != expected.dtype or got.shape != expected.shape:
         text = f"{where}: {got.dtype}{list(got.shape)} instead of {expected.dtype}{list(expected.shape)}"
         result["different"] += 1
@@ -141,4 +141,5 @@ def _bytes(manifest, spec):
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    for line in sys.stdin:
+        print(json.dumps(main(json.loads(line))), flush=True)

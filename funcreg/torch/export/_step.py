@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ._inputs import caller, flatten_outputs, take_apart
-from ._write import ExportReport, Method, write
+from ._inputs import Method, caller, flatten_outputs, take_apart
+from ._report import ExportReport
 
 
 def export_step(
@@ -23,6 +23,8 @@ def export_step(
     check_sizes: Sequence[int] = (1, 2, 5, 16),
     overwrite: bool = False,
 ) -> ExportReport:
+    from ._write import write  # tracing needs modules that take half a second to import
+
     where = "export_step"
     inputs = take_apart(where, example, dynamic)
     call = caller(where, fn, list(example))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,67 +15,10 @@ from torch import Tensor
 from ..._artifact import staged, target
 from ..._manifest import ArraySpec, FileSpec, Manifest, MethodSpec, manifest_path
 from . import _check, _refusals, _source, _torchscript, _trace
-from ._inputs import DTYPES, Inputs, Tensors, dtype_name
+from ._inputs import DTYPES, Method, Tensors, dtype_name
+from ._report import ExportReport, report
 
 SUFFIXES = {"torchscript": ".pt", "pt2": ".pt2"}
-Function = Callable[[Mapping[str, Tensor]], dict[str, Any]]  # named tensors -> named tensors
-
-
-@dataclass(frozen=True)
-class Method:
-    """A function to be exported, and example inputs for it."""
-
-    run: Function
-    inputs: Inputs
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written or verified: `print(report)` shows it.
-
-    Attributes:
-        path: the file.
-        manifest: its manifest, with names, dtypes and shapes of all inputs and outputs.
-        compared: how many outputs were compared with recorded ones.
-        bitwise: whether all of them were equal, bit for bit.
-        worst_abs: the largest difference.
-        worst_ulp: the same, counted in representable numbers.
-        seconds: how long it took.
-    """
-
-    path: Path
-    manifest: Manifest
-    compared: int
-    bitwise: bool
-    worst_abs: float
-    worst_ulp: int
-    seconds: float
-
-    def __str__(self) -> str:
-        lines = [f"{self.path}: {self.manifest.kind} {self.manifest.function}, {', '.join(self.manifest.files)}"]
-        for name, method in self.manifest.methods.items():
-            lines.append(f"{name}:")
-            lines += [f"  in   {key}: {spec}" for key, spec in method.inputs.items()]
-            lines += [f"  out  {key}: {spec}" for key, spec in method.outputs.items()]
-        verdict = "equal bit for bit" if self.bitwise else f"within {self.worst_abs:.3g} ({self.worst_ulp} ulp)"
-        check = self.manifest.self_check
-        lines.append(
-            f"{self.compared} outputs in a fresh process are {verdict}; torch {self.manifest.framework_version}, "
-            f"{check['threads']} threads, {check['cpu_capability']}, {self.seconds:.1f} s"
-        )
-        return "\n".join(lines)
-
-
-def report(path: Path, manifest: Manifest, result: Mapping[str, Any], started: float) -> ExportReport:
-    return ExportReport(
-        path,
-        manifest,
-        result["compared"],
-        result["different"] == 0,
-        result["worst_abs"],
-        result["worst_ulp"],
-        time.perf_counter() - started,
-    )
 
 
 def write(
