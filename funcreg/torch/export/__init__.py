@@ -5,6 +5,7 @@ from ..._export_errors import ExportError as ExportError
 from ..._export_errors import IntegrityError as IntegrityError
 from ..._export_errors import MutationError as MutationError
 from ..._export_errors import RandomOpError as RandomOpError
+from ..._export_errors import ResultError as ResultError
 from ..._export_errors import SelfCheckError as SelfCheckError
 from ..._export_errors import SpecializationError as SpecializationError
 from ..._export_errors import UnsupportedOpError as UnsupportedOpError

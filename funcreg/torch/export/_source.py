@@ -174,6 +174,8 @@ class _Writer:
         given = [self.text(x, types[name]) for name, x in zip(positional, node.args, strict=False)]
         for name, x in node.kwargs.items():
             given.append(f"{name}={'device' if name == 'device' and x is not None else self.text(x, types[name])}")
+        if target is torch.ops.aten._to_copy.default and not isinstance(node.args[0], Node):
+            return f"torch.tensor({given[0]}, dtype={node.kwargs['dtype']}, device=device)"
         packet = target._schema.name.split("::")[1]
         return f"torch.ops.aten.{packet}({', '.join(given)})"
 

@@ -37,7 +37,7 @@ def write(
     sizes_to_check = _sizes(where, check_sizes)
     file = target(where, path, SUFFIXES[formats[0]], overwrite)
     cases = _record(methods, sizes_to_check)  # first: what is wrong with the function itself is told by its own error
-    traces = {key: _traced(where, method) for key, method in methods.items()}
+    traces = {key: _traced(where, method, sizes_to_check) for key, method in methods.items()}
     dims = dict.fromkeys(dim for method in methods.values() for dim in method.inputs.sizes)
     sizes = {dim: {"refused": [n for n in (0, 1) if n not in sizes_to_check]} for dim in dims}
     specs = {key: _spec(methods[key], traces[key]) for key in methods}
@@ -72,7 +72,7 @@ def _with(manifest: Manifest, **changes: Any) -> Manifest:
 # --- tracing ---
 
 
-def _traced(where: str, method: Method) -> _trace.Trace:
+def _traced(where: str, method: Method, check_sizes: Sequence[int]) -> _trace.Trace:
     inputs = method.inputs
     names = list(inputs.tensors)
 
@@ -85,7 +85,7 @@ def _traced(where: str, method: Method) -> _trace.Trace:
 
     first = again(_trace.stand_ins(inputs))
     _refusals.check(where, first, inputs)
-    _trace.check_all_sizes(where, first, again, inputs)
+    _trace.check_all_sizes(where, first, again, inputs, check_sizes)
     return first
 
 
@@ -120,7 +120,7 @@ def _torchscript_bytes(where: str, draft: Manifest, traces: Mapping[str, _trace.
                 constants[names[str(node.target)]] = getattr(trace.module, str(node.target))
         source += "\n" + _source.method(where, key, trace, draft.methods[key].inputs, refused, names)
     source += f"\ndef signature(self) -> str:\n    return {json.dumps(draft.signature())}\n"
-    return _torchscript.to_bytes(_torchscript.compiled(source, constants))
+    return _torchscript.to_bytes(_torchscript.compiled(where, source, constants))
 
 
 # --- recorded cases ---
