@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -102,7 +103,8 @@ def trace(
         return results
 
     try:
-        module = make_fx(run, tracing_mode="fake")(*fakes)
+        with enable_python_dispatcher():  # rules written in Python know symbols where C++ wants numbers
+            module = make_fx(run, tracing_mode="fake")(*fakes)
     except Exception as error:
         raise _explained(where, error, sizes) from error
     module.graph.eliminate_dead_code()
