@@ -85,7 +85,7 @@ def take_apart(where: str, example: Any, dynamic: Mapping[str, Mapping[int, str]
     if not isinstance(example, Mapping) or not example:
         raise TypeError(
             f"{where}: example must be a dict of the function's arguments by name, such as "
-            f"{{'params': params, 'x': x}}, got {'an empty one' if isinstance(example, Mapping) else repr(example)[:60]}"
+            f"{{'params': params, 'x': x}}, got {repr(example)[:60]}"
         )
     paths, leaves, unflatten = _wing.paths_and_leaves(dict(example))
     names = [".".join(path) for path in paths]
@@ -214,7 +214,8 @@ def _dims(where: str, tensors: Tensors, dynamic: Mapping[str, Mapping[int, str]]
     """The dynamic dimensions of every tensor, from those of names and of whole arguments."""
     if not isinstance(dynamic, Mapping):
         raise TypeError(
-            f"{where}: dynamic must be a dict such as {{'x': {{0: 'batch'}}}} ({{}}: every size is fixed), got {dynamic!r}"
+            f"{where}: dynamic must be a dict such as {{'x': {{0: 'batch'}}}}, or {{}} if every size is fixed, got "
+            f"{dynamic!r}"
         )
     dims: dict[str, Dims] = {name: {} for name in tensors}
     for given, axes in dynamic.items():

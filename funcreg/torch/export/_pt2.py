@@ -34,4 +34,3 @@ def save_pt2(trace: Trace, inputs: Inputs, path: Path) -> None:
     }
     program = torch.export.export(_Program(trace, list(inputs.tensors)), (example,), dynamic_shapes=(shapes,))
     torch.export.save(program, path)
-

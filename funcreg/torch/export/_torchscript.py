@@ -52,8 +52,8 @@ def compiled(where: str, source: str, constants: Mapping[str, Tensor]) -> Any:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         operation = next((line for line in lines if "torch.ops.aten." in line), "")
         raise UnsupportedOpError(
-            f"{where}: TorchScript does not take the operation {operation!r}: {lines[0]} Write it with other operations; "
-            "a Python number where PyTorch takes a tensor can be made one, x.new_tensor(2.0)"
+            f"{where}: TorchScript does not take the operation {operation!r}: {lines[0]} Write it with other "
+            "operations; a Python number where PyTorch takes a tensor can be made one, x.new_tensor(2.0)"
         ) from error
     return module
 

@@ -51,7 +51,7 @@ def write(
         if "pt2" in formats:
             from ._pt2 import save_pt2
 
-            save_pt2(where, traces["forward"], methods["forward"].inputs, folder / file.with_suffix(".pt2").name)
+            save_pt2(traces["forward"], methods["forward"].inputs, folder / file.with_suffix(".pt2").name)
         _save_cases(cases, folder / f"{file.name}.safetensors")
         names = {key: file.with_suffix(SUFFIXES[key]).name for key in formats} | {"cases": f"{file.name}.safetensors"}
         files = {key: FileSpec.of(folder / name) for key, name in names.items()}
@@ -161,7 +161,7 @@ def _combinations(example: Mapping[str, int], check_sizes: Sequence[int]) -> lis
 
 
 def _save_cases(cases: Sequence[Case], path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save  # not save_file, which makes files that only their owner can read
 
     arrays = {}
     for i, case in enumerate(cases):
@@ -169,7 +169,7 @@ def _save_cases(cases: Sequence[Case], path: Path) -> None:
             for name, x in tensors.items():
                 # results may share memory, which safetensors refuses
                 arrays[f"{i}.{side}.{name}"] = x.detach().cpu().clone(memory_format=torch.contiguous_format)
-    save_file(arrays, path)
+    path.write_bytes(save(arrays))
 
 
 # --- options ---
