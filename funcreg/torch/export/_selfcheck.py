@@ -73,8 +73,9 @@ def _check_file(kind, data, manifest, arrays, found):
         for i, case in enumerate(manifest["cases"]):
             method = case["method"]
             run = getattr(loaded, method)
-            inputs = {name: arrays[f"{i}.in.{name}"] for name in manifest["methods"][method]["inputs"]}
-            inputs = {name: x.to(device, copy=True) for name, x in inputs.items()}
+            names = manifest["methods"][method]["inputs"]
+            given = {name: arrays[f"{i}.in.{name}" if f"{i}.in.{name}" in arrays else f"in.{name}"] for name in names}
+            inputs = {name: x.to(device, copy=True) for name, x in given.items()}
             where = " ".join([kind, method, *(f"{dim}={size}" for dim, size in case["sizes"].items())])
             try:
                 outputs = run(inputs)
@@ -85,7 +86,7 @@ def _check_file(kind, data, manifest, arrays, found):
                 found.compared.add(f"{where}, {name}")
                 _compare(f"{where}, {name}", outputs[name], arrays[f"{i}.out.{name}"], found)
             for name, x in inputs.items():
-                _compare(f"{where}, the input {name} afterwards", x, arrays[f"{i}.in.{name}"], found)
+                _compare(f"{where}, the input {name} afterwards", x, given[name], found)
 
 
 def _compare(where, got, expected, found):
