@@ -64,8 +64,8 @@ def x64() -> Callable[[], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def fresh_process() -> Iterator[None]:
-    """One isolated process for the self-checks of all exported files, instead of one each of three seconds."""
+def self_check() -> Iterator[Callable[[str], str]]:
+    """A process that checks exported files, one after another."""
     command = [sys.executable, "-I", str(_check.PROGRAM)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin and process.stdout
@@ -78,10 +78,16 @@ def fresh_process() -> Iterator[None]:
         assert answer, f"the self-check's process ended with {process.wait()}"
         return answer
 
+    yield ask
+    with process:
+        stdin.close()
+
+
+@pytest.fixture(scope="module")
+def fresh_process(self_check: Callable[[str], str]) -> Iterator[None]:
+    """One isolated process for the self-checks of all exports, instead of one each that takes three seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_check, "ask", ask)
+        patch.setattr(_check, "ask", self_check)
         # PyTorch writes thousands of empty records here while it traces, all of which pytest keeps
         patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
         yield
-    with process:
-        stdin.close()
