@@ -35,7 +35,7 @@ def written(tmp_path_factory, fresh_process):
 
 def test_the_program_returns_the_same_bits_and_checks_its_inputs(written):
     path, report, inputs = written
-    assert report.compared == 2 * 5 * 16  # both formats
+    assert report.compared == 2 * 6 * 16  # both formats
     script = fr.export.load_exported(path, trusted=True)
     program = fr.export.load_exported(path.with_suffix(".pt2"), trusted=True)
     for size in (1, 7, 32):

@@ -39,8 +39,10 @@ def test_case(exports, name):
     inputs = take_apart("test", case.example, case.dynamic)
     method = report.manifest.methods["forward"]
     dims = sorted(set(inputs.sizes))
-    # all sizes of every dimension, the example's, and with two dimensions their combinations in turn
-    cases = 1 + 4 * len(dims)
+    # the example's sizes, all others of every dimension, with two dimensions also in turn, and for a state once more
+    state = [name for name in method.inputs if name in method.outputs]
+    cases = 1 + 4 * len(dims) + bool(state)
+    assert report.manifest.cases[1]["carried"] == state and report.manifest.cases[0]["carried"] == []
     assert report.bitwise and report.compared == cases * len(method.outputs)
     assert list(report.manifest.sizes) == dims
     for sizes in ({dim: 11 + 2 * k for k, dim in enumerate(dims)}, dict.fromkeys(dims, 1), dict.fromkeys(dims, 37)):
