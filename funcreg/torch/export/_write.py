@@ -36,7 +36,9 @@ def write(
     formats = _formats(where, formats)
     sizes_to_check = _sizes(where, check_sizes)
     file = target(where, path, SUFFIXES[formats[0]], overwrite)
-    cases = _record(methods, sizes_to_check)  # first: what is wrong with the function itself is told by its own error
+    cases = _record(
+        methods, sizes_to_check, feed_back=kind == "step"
+    )  # first: what is wrong with the function itself is told by its own error
     traces = {key: _traced(where, method, sizes_to_check) for key, method in methods.items()}
     dims = dict.fromkeys(dim for method in methods.values() for dim in method.inputs.sizes)
     sizes = {dim: {"refused": [n for n in (0, 1) if n not in sizes_to_check]} for dim in dims}
@@ -137,10 +139,10 @@ class Case:
     outputs: Tensors
 
 
-def _record(methods: Mapping[str, Method], check_sizes: Sequence[int]) -> list[Case]:
+def _record(methods: Mapping[str, Method], check_sizes: Sequence[int], feed_back: bool) -> list[Case]:
     """What the functions return at the sizes of their examples and at those to be checked.
 
-    A state is fed back, since the first one often is zero, and hides most of what a step computes.
+    A state is fed back, since the first one often is zero, which hides most of what a step computes.
     """
     cases = []
     for key, method in methods.items():
@@ -149,7 +151,7 @@ def _record(methods: Mapping[str, Method], check_sizes: Sequence[int]) -> list[C
         for i, sizes in enumerate([*combinations, combinations[0]]):
             given = method.inputs.resized(sizes)
             static = {name: x for name, x in given.items() if not method.inputs.dims[name]}
-            state = {name: x for name, x in outputs.items() if name in static and _alike(x, static[name])}
+            state = {name: x for name, x in outputs.items() if feed_back and name in static and _alike(x, static[name])}
             if i == len(combinations) and not state:
                 break
             given |= state
