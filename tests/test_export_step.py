@@ -94,6 +94,17 @@ def test_inputs_are_not_changed(exports):
     assert len(set(owned)) == len(owned)
 
 
+@pytest.mark.parametrize("name", ["prox_adam", "cross_entropy", "private", "convnet", "attention"])
+def test_no_device_is_in_the_file(exports, name):
+    """A file made on the CPU computes where its inputs are; without an accelerator, on tensors without numbers."""
+    case, _, exported = exports(name)
+    inputs = take_apart("test", case.example, case.dynamic).tensors
+    module = exported.module
+    got = module({name: x.to("meta") for name, x in inputs.items()})
+    for key, spec in exported.manifest.methods["forward"].outputs.items():
+        assert got[key].device.type == "meta" and list(got[key].shape) == list(spec.shape)
+
+
 def test_arguments_go_to_parameters_of_their_names(tmp_path):
     """In any order; what has no parameter goes to `*args`, and `torch.func.grad` takes arguments by position only."""
 
