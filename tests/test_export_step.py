@@ -102,7 +102,7 @@ def test_no_device_is_in_the_file(exports, name):
     module = exported.module
     got = module({name: x.to("meta") for name, x in inputs.items()})
     for key, spec in exported.manifest.methods["forward"].outputs.items():
-        assert got[key].device.type == "meta" and list(got[key].shape) == list(spec.shape)
+        assert got[key].device.type == "meta" and list(got[key].shape) == [{"batch": 8}.get(n, n) for n in spec.shape]
 
 
 def test_arguments_go_to_parameters_of_their_names(tmp_path):
