@@ -34,6 +34,10 @@ class BakedDeviceError(ExportError):
     """The function moves data to a device of its own choice."""
 
 
+class ResultError(ExportError, TypeError):
+    """The function returns something that a file cannot return."""
+
+
 class SelfCheckError(ExportError):
     """A file, loaded in a fresh process, did not return what the function had returned."""
 

@@ -11,7 +11,7 @@ import funcreg
 from cases import RECORDS
 from wings import JAX, TORCH, each_wing
 
-TORCH_ONLY = {"optax", "attach", "Handle"}
+TORCH_ONLY = {"optax", "attach", "Handle", "export"}
 ROLES = {"weights", "biases", "norms"}  # given to `.on`, which calls them; users do not
 # Docstrings of these are equal byte for byte, those of all others in their first paragraph.
 SAME_TEXT = {record.factory for record in RECORDS} | ROLES | {"anchored", "layerwise", "Penalty"}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._export_errors import ResultError
 from ..._manifest import ArraySpec
 from .. import _wing
 
@@ -84,7 +85,7 @@ def take_apart(where: str, example: Any, dynamic: Mapping[str, Mapping[int, str]
     if not isinstance(example, Mapping) or not example:
         raise TypeError(
             f"{where}: example must be a dict of the function's arguments by name, such as "
-            f"{{'params': params, 'x': x}}, got {'an empty one' if isinstance(example, Mapping) else repr(example)[:60]}"
+            f"{{'params': params, 'x': x}}, got {repr(example)[:60]}"
         )
     paths, leaves, unflatten = _wing.paths_and_leaves(dict(example))
     names = [".".join(path) for path in paths]
@@ -124,7 +125,7 @@ def flatten_outputs(where: str, result: Any, names: Sequence[str] | None) -> dic
     if names is not None:
         if not isinstance(result, (tuple, list)) or len(result) != len(names):
             got = f"{len(result)} components" if isinstance(result, (tuple, list)) else type(result).__name__
-            raise ValueError(f"{where}: outputs names {len(names)} components of a tuple, the function returned {got}")
+            raise ResultError(f"{where}: outputs names {len(names)} components of a tuple, the function returned {got}")
         result = dict(zip(names, result, strict=True))
     paths, leaves, _ = _wing.paths_and_leaves(result)
     flat: dict[str, Any] = {}
@@ -134,20 +135,20 @@ def flatten_outputs(where: str, result: Any, names: Sequence[str] | None) -> dic
             continue
         _check_name(where, "the result", name, flat)
         if not isinstance(leaf, Tensor):
-            raise TypeError(
+            raise ResultError(
                 f"{where}: the function returns {leaf!r:.60} as {name!r}, and a file can return tensors only; "
                 "leave it out, or make it a tensor of what it is computed from"
             )
         if leaf.dtype not in DTYPES:
-            raise TypeError(f"{where}: the output {name!r} is {leaf.dtype}; {_ALLOWED}")
+            raise ResultError(f"{where}: the output {name!r} is {leaf.dtype}; {_ALLOWED}")
         flat[name] = leaf
     if not flat:
-        raise ValueError(f"{where}: the function returns no tensor")
+        raise ResultError(f"{where}: the function returns no tensor")
     return flat
 
 
 def caller(where: str, function: Callable[..., Any], names: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
-    """How to call the function with arguments by name; those without a parameter go to its `*args`, in order."""
+    """How to call a function with arguments by name; those without a parameter go to its `*args`, in order."""
     if not callable(function):
         raise TypeError(f"{where}: fn must be a function, got {type(function).__name__}")
     if isinstance(function, torch.nn.Module):
@@ -155,29 +156,25 @@ def caller(where: str, function: Callable[..., Any], names: Sequence[str]) -> Ca
             f"{where}: fn is an nn.Module, whose parameters would be frozen into the file; pass a function "
             "params, x -> torch.func.functional_call(module, params, x), and its parameters in the example"
         )
-    parameters = inspect.signature(function).parameters.values()
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    extra = [name for name in names if name not in named and name not in keywords]
+    parameters = list(inspect.signature(function).parameters.values())
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in names]
+    extra = [name for name in names if name not in {p.name for p in named} and name not in keywords]
     takes_args = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    takes_keywords = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    missing = [p.name for p in parameters if p.name in (*named, *keywords) and p.default is p.empty]
-    missing = [name for name in missing if name not in names]
-    wrong = extra if not (takes_args or takes_keywords) else []
-    if missing or wrong:
-        have = ", ".join(map(str, parameters))
-        problem = f"has no {missing[0]!r}" if missing else f"has {wrong[0]!r}, which is no parameter"
-        raise TypeError(f"{where}: example {problem}; the function takes ({have})")
-    given = [name for name in named if name in names]
-    if takes_args and extra and given != named:
-        raise TypeError(f"{where}: example must have {named[len(given)]!r} as well, since what follows goes to *args")
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [name for name in required if name not in names]
+    if missing or (extra and not takes_args):
+        problem = f"has no {missing[0]!r}" if missing else f"has {extra[0]!r}, which is no parameter"
+        raise TypeError(f"{where}: example {problem}; the function takes ({', '.join(map(str, parameters))})")
+    # by position, since torch.func.grad and vmap take nothing else; parameters after a default that is kept, by keyword
+    kept = next((i for i, p in enumerate(named) if p.name not in names), len(named))
+    first = [p.name for p in named[:kept]]
+    keywords += [p.name for p in named[kept:] if p.name in names]
+    if extra and kept < len(named):
+        raise TypeError(f"{where}: example must have {named[kept].name!r} too, since {extra[0]!r} comes after it")
 
     def call(arguments: Mapping[str, Any]) -> Any:
-        by_keyword = {name: arguments[name] for name in (keywords if takes_args else given + keywords) if name in names}
-        rest = {name: arguments[name] for name in extra}
-        if takes_args:
-            return function(*(arguments[name] for name in given), *rest.values(), **by_keyword)
-        return function(**by_keyword, **rest)
+        return function(*(arguments[n] for n in (*first, *extra)), **{n: arguments[n] for n in keywords})
 
     return call
 
@@ -217,7 +214,8 @@ def _dims(where: str, tensors: Tensors, dynamic: Mapping[str, Mapping[int, str]]
     """The dynamic dimensions of every tensor, from those of names and of whole arguments."""
     if not isinstance(dynamic, Mapping):
         raise TypeError(
-            f"{where}: dynamic must be a dict such as {{'x': {{0: 'batch'}}}} ({{}}: every size is fixed), got {dynamic!r}"
+            f"{where}: dynamic must be a dict such as {{'x': {{0: 'batch'}}}}, or {{}} if every size is fixed, got "
+            f"{dynamic!r}"
         )
     dims: dict[str, Dims] = {name: {} for name in tensors}
     for given, axes in dynamic.items():

@@ -47,7 +47,7 @@ class Exported:
             TypeError: an input that is no tensor.
         """
         if method not in self.manifest.methods:
-            raise ValueError(f"exported: there is no method {method!r}; the file has {', '.join(self.manifest.methods)}")
+            raise ValueError(f"exported: no method {method!r}; the file has {', '.join(self.manifest.methods)}")
         paths, leaves, _ = _wing.paths_and_leaves(dict(inputs))
         flat = {".".join(path): leaf for path, leaf in zip(paths, leaves, strict=True) if leaf is not None}
         for name, x in flat.items():
@@ -62,6 +62,25 @@ class Exported:
 
 
 def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:
+    """Load a file that `export_step` or `export_penalty` has written, after its bytes were compared with the manifest.
+
+    Args:
+        path: the `.pt` or `.pt2` file; its manifest lies beside it.
+        trusted: must be True, in writing. A file is a program, which can read and write other files while it is loaded;
+            the sha256 in its manifest tells damage, not intent.
+
+    Returns:
+        A function of tensors by name, with the manifest.
+
+    Raises:
+        TypeError: without `trusted=True`.
+        IntegrityError: the file is not the one that its manifest describes.
+        VersionError: it was written by a newer funcreg, a newer major version of PyTorch, or another framework.
+        FileNotFoundError: the file or its manifest is not there.
+
+    Example:
+        See `export_step`.
+    """
     file = Path(path)
     if trusted is not True:
         raise TypeError(
@@ -84,6 +103,29 @@ def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:
 
 
 def verify_exported(path: str | PathLike[str]) -> ExportReport:
+    """Run the recorded cases of an exported file in a fresh process, which loads the file as a program.
+
+    With the build of PyTorch, the instruction set and the number of threads that the file was made with every output
+    must be equal bit for bit. With others it may differ by 32 eps of the largest number of that output.
+
+    Args:
+        path: the file; manifest and recorded cases lie beside it.
+
+    Returns:
+        What was compared, and the largest difference.
+
+    Raises:
+        SelfCheckError: an output differs by more.
+        IntegrityError, VersionError, FileNotFoundError: as `load_exported`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import funcreg.torch as fr
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> report = fr.export.export_penalty(fr.l2(0.1), {"w": torch.ones(3)}, f"{folder.name}/l2.pt")
+        >>> fr.export.verify_exported(f"{folder.name}/l2.pt").bitwise
+        True
+    """
     return verify_all([path])[0]
 
 

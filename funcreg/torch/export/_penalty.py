@@ -26,6 +26,41 @@ def export_penalty(
     methods: Sequence[str] = METHODS,
     overwrite: bool = False,
 ) -> ExportReport:
+    """Write value, gradient and prox of a penalty to one file, with its strengths as inputs.
+
+    Every strength is an input of the file, a float64 scalar called by the name of its penalty: `l1.lam`,
+    `group_lasso.lam`; of a second l1 in a sum `l1_2.lam`; the factor of `2 * penalty` is `l1.weight`; an anchor
+    `l2.anchor.NAME`. Parameters are `params.NAME`, the prox takes `step_size`, a float64 scalar. Results are called
+    `value`, or `params.NAME` like what they belong to. Strengths and steps below 0 are not refused by the file.
+
+    Args:
+        penalty: a penalty of this wing; selectors and options are constants of the file.
+        params: parameters of the names, shapes and dtypes that the file is for.
+        path: ends in `.pt`.
+        methods: which of `"value"`, `"grad"` and `"prox"` the file has.
+        overwrite: replace the files that are there.
+
+    Returns:
+        What was written and compared.
+
+    Raises:
+        NoGradError, NoProxError: a method that the penalty does not have.
+        ExportError: a custom penalty that cannot be exported; the subclass and the message say what to change.
+        SelfCheckError: the file did not return the penalty's bits.
+        FileExistsError: without `overwrite`.
+        ValueError, TypeError: an unknown method, parameters without a floating-point tensor, no penalty.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import funcreg.torch as fr
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> params = {"w": torch.tensor([3.0, -0.25])}
+        >>> report = fr.export.export_penalty(fr.l1(0.1), params, f"{folder.name}/l1.pt")
+        >>> exported = fr.export.load_exported(f"{folder.name}/l1.pt", trusted=True)
+        >>> scalars = {name: torch.tensor(1.0, dtype=torch.float64) for name in ("l1.lam", "step_size")}
+        >>> exported({"params": params, **scalars}, method="prox")
+        {'params.w': tensor([2., 0.])}
+    """
     from ._write import write  # tracing needs modules that take half a second to import
 
     where = "export_penalty"

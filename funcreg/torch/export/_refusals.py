@@ -1,6 +1,7 @@
 """What a graph must not contain: randomness, writes into inputs, foreign operations, devices of its own."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def check(where: str, trace: Trace, inputs: Inputs) -> None:
                 f"{where}: the operation {operation} is not one of PyTorch's own (aten), and the host of the file "
                 "would have to know it; write it with plain PyTorch operations"
             )
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
+        if torch.Tag.nondeterministic_seeded in node.target.tags and _argument(node, "dropout_p") != 0:
             raise RandomOpError(
                 f"{where}: the function draws random numbers ({operation}); draw them outside and pass them as an "
                 "input (a dropout mask, noise), or call the module in eval mode"
@@ -59,13 +60,23 @@ def check(where: str, trace: Trace, inputs: Inputs) -> None:
 def _written(node: Node) -> Iterator[Node]:
     """The arguments that an operation changes."""
     assert isinstance(node.target, torch._ops.OpOverload)
-    for i, argument in enumerate(node.target._schema.arguments):
+    for argument in node.target._schema.arguments:
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
-        given = node.kwargs.get(argument.name, node.args[i] if i < len(node.args) else None)
+        given = _argument(node, argument.name)
         for one in given if isinstance(given, (list, tuple)) else [given]:
             if isinstance(one, Node):
                 yield one
+
+
+def _argument(node: Node, name: str) -> Any:
+    """What an operation is given for an argument, or its default; None if it has none of that name."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    for i, argument in enumerate(node.target._schema.arguments):
+        if argument.name == name:
+            default = argument.default_value if argument.has_default_value() else None
+            return node.args[i] if i < len(node.args) else node.kwargs.get(name, default)
+    return None
 
 
 def _storage(node: Node) -> int | None:

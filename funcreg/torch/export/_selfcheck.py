@@ -26,27 +26,42 @@ def check(path):
     manifest = json.loads(path.read_text())
     torch.set_num_threads(manifest["self_check"]["threads"])
     arrays = _load_arrays(_bytes(path, manifest["files"]["cases"]))
-    result = {
-        "compared": 0,
-        "different": 0,
-        "worst_abs": 0.0,
-        "worst_ulp": 0,
-        "outside": 0,
-        "first": None,
+    found = _Found()
+    for kind in ("torchscript", "pt2"):
+        if kind in manifest["files"]:
+            _check_file(kind, _bytes(path, manifest["files"][kind]), manifest, arrays, found)
+    return {
+        "compared": len(found.compared),
+        "different": len(found.different),
+        "outside": len(found.outside),
+        "worst_abs": found.worst_abs,
+        "worst_ulp": found.worst_ulp,
+        "first": found.first,
         "torch_version": torch.__version__,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
-    for kind in ("torchscript", "pt2"):
-        if kind in manifest["files"]:
-            _check_file(kind, _bytes(path, manifest["files"][kind]), manifest, arrays, result)
-    return result
+
+
+class _Found:
+    """What the comparisons have found; outputs by format, method, sizes and name."""
+
+    def __init__(self):
+        self.compared, self.different, self.outside = set(), set(), set()
+        self.worst_abs, self.worst_ulp, self.first = 0.0, 0, None
+
+    def differs(self, where, what, outside):
+        self.different.add(where)
+        if outside:
+            self.outside.add(where)
+        self.first = self.first or f"{where}: {what}"
 
 
 ROUNDS = 3  # TorchScript profiles in its first calls, and runs an optimized graph in later ones
+TOLERANCE = 32  # of another build or instruction set: in eps of the largest number of an output
 
 
-def _check_file(kind, data, manifest, arrays, result):
+def _check_file(kind, data, manifest, arrays, found):
     import torch
 
     device = manifest["self_check"]["device"]
@@ -54,42 +69,36 @@ def _check_file(kind, data, manifest, arrays, result):
         loaded = torch.jit.load(io.BytesIO(data), map_location=device)
     else:
         loaded = torch.export.load(io.BytesIO(data)).module()
-    for turn in range(ROUNDS):
+    for _ in range(ROUNDS):
         for i, case in enumerate(manifest["cases"]):
             method = case["method"]
             run = getattr(loaded, method)
             inputs = {name: arrays[f"{i}.in.{name}"] for name in manifest["methods"][method]["inputs"]}
             inputs = {name: x.to(device, copy=True) for name, x in inputs.items()}
-            where = f"{kind} {method} {case['sizes']}"
+            where = " ".join([kind, method, *(f"{dim}={size}" for dim, size in case["sizes"].items())])
             try:
                 outputs = run(inputs)
             except Exception as error:
-                result["different"] += 1
-                result["outside"] += 1
-                result["first"] = result["first"] or f"{where}: {type(error).__name__}: {error}"
+                found.differs(where, f"{type(error).__name__}: {error}", outside=True)
                 continue
             for name in manifest["methods"][method]["outputs"]:
-                result["compared"] += turn == 0
-                _compare(f"{where} {name}", outputs[name], arrays[f"{i}.out.{name}"], result)
+                found.compared.add(f"{where}, {name}")
+                _compare(f"{where}, {name}", outputs[name], arrays[f"{i}.out.{name}"], found)
             for name, x in inputs.items():
-                _compare(f"{where} input {name} afterwards", x, arrays[f"{i}.in.{name}"], result)
+                _compare(f"{where}, the input {name} afterwards", x, arrays[f"{i}.in.{name}"], found)
 
 
-def _compare(where, got, expected, result):
+def _compare(where, got, expected, found):
     import torch
 
     if got.dtype != expected.dtype or got.shape != expected.shape:
-        text = f"{where}: {got.dtype}{list(got.shape)} instead of {expected.dtype}{list(expected.shape)}"
-        result["different"] += 1
-        result["outside"] += 1
-        result["first"] = result["first"] or text
+        text = f"{got.dtype}{list(got.shape)} instead of {expected.dtype}{list(expected.shape)}"
+        found.differs(where, text, outside=True)
         return
     got, expected = got.detach().cpu().contiguous(), expected.contiguous()
     if not expected.is_floating_point():
-        same = torch.equal(got, expected)
-        result["different"] += not same
-        result["outside"] += not same
-        result["first"] = result["first"] or (None if same else f"{where}: other numbers")
+        if not torch.equal(got, expected):
+            found.differs(where, "other numbers", outside=True)
         return
     both_nan = got.isnan() & expected.isnan()
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[got.dtype.itemsize]
@@ -98,33 +107,23 @@ def _compare(where, got, expected, result):
     if not wrong.any():
         return
     distance = (got.double() - expected.double()).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))[wrong]
-    worst, ulp = float(distance.max()), _ulps(got, expected, wrong)
-    result["different"] += 1
-    result["worst_abs"] = max(result["worst_abs"], worst)
-    result["worst_ulp"] = max(result["worst_ulp"], ulp)
+    worst, ulp = float(distance.max()), _ulps(got[wrong].view(integer), expected[wrong].view(integer))
     finite = expected.double().abs()[expected.isfinite()]
     scale = float(finite.max()) if finite.numel() else 0.0
-    result["outside"] += not worst <= TOLERANCE * torch.finfo(got.dtype).eps * scale
-    text = f"{where}: {int(wrong.sum())} of {wrong.numel()} numbers differ, by {worst:.3g} or {ulp} ulp at most"
-    result["first"] = result["first"] or text
+    text = f"{int(wrong.sum())} of {wrong.numel()} numbers differ, by {worst:.3g} or {ulp} ulp at most"
+    found.differs(where, text, outside=not worst <= TOLERANCE * torch.finfo(got.dtype).eps * scale)
+    found.worst_abs = max(found.worst_abs, worst)
+    found.worst_ulp = max(found.worst_ulp, ulp)
 
 
-TOLERANCE = 32  # of another build or instruction set: in eps of the largest number of an output
+def _ulps(got, expected):
+    """The largest number of representable numbers between two, from their bits; of different signs, through 0."""
 
+    def ordered(bits):  # Python's integers do not overflow
+        low = -(2 ** (8 * bits.itemsize - 1))
+        return [low - b if b < 0 else b for b in bits.flatten().tolist()]
 
-def _ulps(got, expected, wrong):
-    """The largest number of representable numbers between two; of different signs, through 0."""
-    import torch
-
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[got.dtype.itemsize]
-
-    def ordered(x):
-        bits = x[wrong].view(integer).to(torch.int64)
-        low = -(2 ** (8 * got.dtype.itemsize - 1))
-        return torch.where(bits < 0, low - bits, bits)
-
-    difference = ordered(got).double() - ordered(expected).double()
-    return int(difference.abs().max())
+    return max(abs(a - b) for a, b in zip(ordered(got), ordered(expected), strict=True))
 
 
 def _load_arrays(data):

@@ -17,7 +17,7 @@ from ._refusals import shares_memory
 from ._trace import Trace
 
 # Every input goes through this method. Inputs are made contiguous because a graph may hold strides.
-PRELUDE = '''
+PRELUDE = """
 def _dtype_name(self, dtype: int) -> str:
 {dtypes}
     return "dtype " + str(dtype)
@@ -46,7 +46,7 @@ def _check_names(self, inputs: Dict[str, Tensor], names: List[str]) -> None:
         for name in inputs.keys():
             if name not in names:
                 raise ValueError("there is no input " + name + "; the inputs are " + ", ".join(names))
-'''
+"""
 
 _INFIX = {
     operator.add: "+",
@@ -115,9 +115,7 @@ def _checks(
         shape = [-1 if isinstance(entry, str) else entry for entry in spec.shape]
         sizes = f"torch.jit.annotate(List[int], {shape})"
         device = "device" if i else "None"
-        lines.append(
-            f'{names[node]} = self._take(inputs, "{name}", torch.{spec.dtype}, {sizes}, "{spec}", {device})'
-        )
+        lines.append(f'{names[node]} = self._take(inputs, "{name}", torch.{spec.dtype}, {sizes}, "{spec}", {device})')
         if i == 0:
             lines.append(f"device = {names[node]}.device")
         for axis, dim in enumerate(spec.shape):
@@ -174,6 +172,8 @@ class _Writer:
         given = [self.text(x, types[name]) for name, x in zip(positional, node.args, strict=False)]
         for name, x in node.kwargs.items():
             given.append(f"{name}={'device' if name == 'device' and x is not None else self.text(x, types[name])}")
+        if target is torch.ops.aten._to_copy.default and not isinstance(node.args[0], Node):
+            return f"torch.tensor({given[0]}, dtype={node.kwargs['dtype']}, device=device)"
         packet = target._schema.name.split("::")[1]
         return f"torch.ops.aten.{packet}({', '.join(given)})"
 

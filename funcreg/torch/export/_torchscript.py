@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..._export_errors import UnsupportedOpError
+
 _LOCK = threading.RLock()
 
 
@@ -29,8 +31,12 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def compiled(source: str, constants: Mapping[str, Tensor]) -> Any:
-    """A TorchScript module with the methods of a source text, and tensors as its buffers."""
+def compiled(where: str, source: str, constants: Mapping[str, Tensor]) -> Any:
+    """A TorchScript module with the methods of a source text, and tensors as its buffers.
+
+    Raises:
+        UnsupportedOpError: TorchScript does not know an operation, or not with these arguments.
+    """
 
     class Exported(torch.nn.Module):
         """A type of its own for each file: methods are defined on the type."""
@@ -40,7 +46,15 @@ def compiled(source: str, constants: Mapping[str, Tensor]) -> Any:
         shell.register_buffer(name, x)
     with quiet():
         module = torch.jit.script(shell)
-    module.define(source)
+    try:
+        module.define(source)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        operation = next((line for line in lines if "torch.ops.aten." in line), "")
+        raise UnsupportedOpError(
+            f"{where}: TorchScript does not take the operation {operation!r}: {lines[0]} Write it with other "
+            "operations; a Python number where PyTorch takes a tensor can be made one, x.new_tensor(2.0)"
+        ) from error
     return module
 
 

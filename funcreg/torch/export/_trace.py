@@ -15,13 +15,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode
 
-from ..._export_errors import CapturedTensorError, ControlFlowError, ExportError, SpecializationError
+from ..._export_errors import (
+    CapturedTensorError,
+    ControlFlowError,
+    ExportError,
+    SpecializationError,
+    UnsupportedOpError,
+)
 from ._inputs import Inputs
+from ._watch import Assumption, Watch, WatchedShapeEnv
 
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -33,7 +46,7 @@ class Trace:
     module: GraphModule
     outputs: list[str]  # names
     symbols: dict[str, Any]  # name of a dimension -> sympy symbol
-    env: ShapeEnv
+    env: WatchedShapeEnv
     sizes: dict[str, int]  # the stand-ins
 
     @property
@@ -44,14 +57,12 @@ class Trace:
     def results(self) -> list[Node]:
         return list(self.module.graph.output_node().args[0])  # pyright: ignore[reportArgumentType]
 
-    def failing(self, sizes: Mapping[str, int]) -> Any:
+    def failing(self, sizes: Mapping[str, int]) -> Assumption | None:
         """The first assumption that does not hold at other sizes, or None."""
         values = {self.symbols[dim]: size for dim, size in sizes.items()}
-        for guard in self.env.guards:
-            # other symbols, such as strides, stand for nothing that changes
-            others = {s: self.env.size_hint(s) for s in guard.expr.free_symbols - values.keys()}
-            if guard.expr.xreplace({**values, **others}) == False:  # noqa: E712  sympy's own False
-                return guard
+        for assumption in self.env.assumptions:
+            if assumption.expression.xreplace(values) == False:  # noqa: E712  sympy's own False
+                return assumption
         return None
 
 
@@ -68,7 +79,8 @@ def trace(
     """
     from torch._dynamo.source import ConstantSource  # the slowest of the imports
 
-    env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    calls: list[Any] = []
+    env = WatchedShapeEnv(calls)
     symbols, dims = {}, {}
     for dim, size in sizes.items():
         source = ConstantSource(dim)
@@ -86,11 +98,13 @@ def trace(
     outputs: list[str] = []
 
     def run(*tensors: Tensor) -> list[Tensor]:
-        outputs[:], results = call(*tensors)
+        with Watch(calls):
+            outputs[:], results = call(*tensors)
         return results
 
     try:
-        module = make_fx(run, tracing_mode="fake")(*fakes)
+        with enable_python_dispatcher():  # rules written in Python know symbols where C++ wants numbers
+            module = make_fx(run, tracing_mode="fake")(*fakes)
     except Exception as error:
         raise _explained(where, error, sizes) from error
     module.graph.eliminate_dead_code()
@@ -114,49 +128,58 @@ _SIZES = [*range(2, 131), *(2**k + d for k in range(8, 21) for d in (-1, 0, 1))]
 _MOST_TRACES = 12
 
 
-def check_all_sizes(where: str, first: Trace, again: Callable[[Mapping[str, int]], Trace], inputs: Inputs) -> None:
+def check_all_sizes(
+    where: str,
+    first: Trace,
+    again: Callable[[Mapping[str, int]], Trace],
+    inputs: Inputs,
+    checked: Sequence[int],
+) -> None:
     """Refuse a function that is another graph at other sizes.
 
     PyTorch notes what it assumes about a symbol (`batch >= 16` in a convolution, which then takes another kernel but is
     the same operation). Where the assumptions of the graphs made so far do not hold, the function is traced again, and
-    the graph must be the same.
+    the graph must be the same. Sizes that are `checked` by running the file need no proof.
 
     Raises:
         SpecializationError: names the dimension, the size and what was assumed.
     """
     traces = [first]
-    for size in _SIZES if first.env.guards else ():
+    for size in [n for n in _SIZES if n not in checked] if first.env.assumptions else ():
         # every dimension alone, and all of them; no two are equal, or they would be taken for one
         near = {dim: size + k for k, dim in enumerate(first.sizes)}
         for sizes in [*({**first.sizes, dim: size} for dim in first.sizes), near]:
-            guards = [trace.failing(sizes) for trace in traces]
-            if not all(guards):
+            broken = [trace.failing(sizes) for trace in traces]
+            if not all(broken):
                 continue
             dim = next(d for d in sizes if sizes[d] != first.sizes[d])
             if len(traces) == _MOST_TRACES:
-                raise _specialized(where, dim, guards[0], inputs, size)
+                raise _specialized(where, dim, broken[0], inputs, size)
             try:
                 new = again(sizes)
             except ExportError as error:
-                raise _specialized(where, dim, guards[0], inputs, size) from error
+                raise _specialized(where, dim, broken[0], inputs, size) from error
             if new.module.code != first.module.code or new.outputs != first.outputs:
-                raise _specialized(where, dim, guards[0], inputs, size)
+                raise _specialized(where, dim, broken[0], inputs, size)
             traces.append(new)
 
 
-def _specialized(where: str, dim: str, guard: Any, inputs: Inputs, size: int | None = None) -> SpecializationError:
+def _specialized(
+    where: str, dim: str, broken: Assumption | None, inputs: Inputs, size: int | None = None
+) -> SpecializationError:
     """What fixed a dimension, where, and what to do."""
     name, axis = next((name, axis) for name, dims in inputs.dims.items() for axis, d in dims.items() if d == dim)
-    place = guard and guard.sloc
     if size is None:
         what = f"dimension {axis} ({dim!r}) of the input {name!r} becomes a fixed number"
     else:
         what = f"the function is another one where dimension {axis} ({dim!r}) of the input {name!r} is {size}"
+    operation = f" in {broken.operation}" if broken and broken.operation else ""
+    place = f", at {broken.place}" if broken and broken.place else ""
     return SpecializationError(
-        f"{where}: {what}{f', in {place}' if place else ''}. Remedy: write it without int(), float(), math or a Python "
-        f"branch or loop on x.shape[{axis}]; inside vmap replace indexing by a label (gather, cross_entropy, "
-        "nll_loss) by a product with a one-hot mask; or leave the dimension out of `dynamic`, and export a file for "
-        "each size"
+        f"{where}: {what}{operation}{place}. Remedy: no int(), float(), math function, Python branch or loop on "
+        f"x.shape[{axis}]; if this is inside vmap, some operations need a number there: index with a one-hot mask "
+        "instead of labels (cross_entropy, gather), run the members of an ensemble in a loop and torch.stack the "
+        "results; or leave the dimension out of `dynamic`, and export a file for each size"
     )
 
 
@@ -175,6 +198,10 @@ def _explained(where: str, error: Exception, sizes: Mapping[str, int]) -> Export
         return ControlFlowError(
             f"{where}: the shape of a result depends on the numbers in a tensor{place} ({_brief(error)}), as those of "
             "x[mask], nonzero and unique do. Keep the shape and multiply by the mask, or use torch.where"
+        )
+    if isinstance(error, UnsupportedOperatorException):
+        return UnsupportedOpError(
+            f"{where}: {_brief(error)}{place} cannot be computed without numbers; write it with other operations"
         )
     if "convert all Tensors to FakeTensors" in str(error):
         found = str(error).split("Found in ")[-1]

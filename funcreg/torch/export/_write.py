@@ -37,7 +37,7 @@ def write(
     sizes_to_check = _sizes(where, check_sizes)
     file = target(where, path, SUFFIXES[formats[0]], overwrite)
     cases = _record(methods, sizes_to_check)  # first: what is wrong with the function itself is told by its own error
-    traces = {key: _traced(where, method) for key, method in methods.items()}
+    traces = {key: _traced(where, method, sizes_to_check) for key, method in methods.items()}
     dims = dict.fromkeys(dim for method in methods.values() for dim in method.inputs.sizes)
     sizes = {dim: {"refused": [n for n in (0, 1) if n not in sizes_to_check]} for dim in dims}
     specs = {key: _spec(methods[key], traces[key]) for key in methods}
@@ -51,7 +51,7 @@ def write(
         if "pt2" in formats:
             from ._pt2 import save_pt2
 
-            save_pt2(where, traces["forward"], methods["forward"].inputs, folder / file.with_suffix(".pt2").name)
+            save_pt2(traces["forward"], methods["forward"].inputs, folder / file.with_suffix(".pt2").name)
         _save_cases(cases, folder / f"{file.name}.safetensors")
         names = {key: file.with_suffix(SUFFIXES[key]).name for key in formats} | {"cases": f"{file.name}.safetensors"}
         files = {key: FileSpec.of(folder / name) for key, name in names.items()}
@@ -72,7 +72,7 @@ def _with(manifest: Manifest, **changes: Any) -> Manifest:
 # --- tracing ---
 
 
-def _traced(where: str, method: Method) -> _trace.Trace:
+def _traced(where: str, method: Method, check_sizes: Sequence[int]) -> _trace.Trace:
     inputs = method.inputs
     names = list(inputs.tensors)
 
@@ -85,7 +85,7 @@ def _traced(where: str, method: Method) -> _trace.Trace:
 
     first = again(_trace.stand_ins(inputs))
     _refusals.check(where, first, inputs)
-    _trace.check_all_sizes(where, first, again, inputs)
+    _trace.check_all_sizes(where, first, again, inputs, check_sizes)
     return first
 
 
@@ -120,7 +120,7 @@ def _torchscript_bytes(where: str, draft: Manifest, traces: Mapping[str, _trace.
                 constants[names[str(node.target)]] = getattr(trace.module, str(node.target))
         source += "\n" + _source.method(where, key, trace, draft.methods[key].inputs, refused, names)
     source += f"\ndef signature(self) -> str:\n    return {json.dumps(draft.signature())}\n"
-    return _torchscript.to_bytes(_torchscript.compiled(source, constants))
+    return _torchscript.to_bytes(_torchscript.compiled(where, source, constants))
 
 
 # --- recorded cases ---
@@ -161,7 +161,7 @@ def _combinations(example: Mapping[str, int], check_sizes: Sequence[int]) -> lis
 
 
 def _save_cases(cases: Sequence[Case], path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save  # not save_file, which makes files that only their owner can read
 
     arrays = {}
     for i, case in enumerate(cases):
@@ -169,7 +169,7 @@ def _save_cases(cases: Sequence[Case], path: Path) -> None:
             for name, x in tensors.items():
                 # results may share memory, which safetensors refuses
                 arrays[f"{i}.{side}.{name}"] = x.detach().cpu().clone(memory_format=torch.contiguous_format)
-    save_file(arrays, path)
+    path.write_bytes(save(arrays))
 
 
 # --- options ---
