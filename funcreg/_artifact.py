@@ -41,7 +41,7 @@ def staged(where: str, path: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield folder
         last = manifest_path(path)
-        files = sorted(folder.iterdir(), key=lambda file: file.name == last.name)
+        files = sorted(folder.iterdir(), key=lambda file: (file.name == last.name, file.name))
         targets = [path.with_name(file.name) for file in files]
         _refuse_existing(where, targets, overwrite)
         last.unlink(missing_ok=True)

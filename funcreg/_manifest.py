@@ -23,7 +23,8 @@ A manifest lies beside the file it describes, under the name of that file plus `
     }
 
 An entry of a shape is a number, the name of a dynamic dimension, or for outputs an expression in such names
-(`"2*batch"`). The arrays of case `i` stand in the file of cases as `i.in.NAME` and `i.out.NAME`.
+(`"2*batch"`). The arrays of case `i` stand in the file of cases as `i.in.NAME` and `i.out.NAME`; an input without a
+dynamic dimension is the same in all cases, and stands there once, as `in.NAME`.
 """
 
 from __future__ import annotations

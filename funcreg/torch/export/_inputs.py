@@ -123,6 +123,8 @@ def flatten_outputs(where: str, result: Any, names: Sequence[str] | None) -> dic
         names: for the components of a tuple, instead of "0", "1", ...
     """
     if names is not None:
+        if len(set(names)) < len(names):
+            raise ValueError(f"{where}: outputs must be different names, got {tuple(names)}")
         if not isinstance(result, (tuple, list)) or len(result) != len(names):
             got = f"{len(result)} components" if isinstance(result, (tuple, list)) else type(result).__name__
             raise ResultError(f"{where}: outputs names {len(names)} components of a tuple, the function returned {got}")

@@ -125,6 +125,7 @@ def verify_exported(path: str | PathLike[str]) -> ExportReport:
         >>> report = fr.export.export_penalty(fr.l2(0.1), {"w": torch.ones(3)}, f"{folder.name}/l2.pt")
         >>> fr.export.verify_exported(f"{folder.name}/l2.pt").bitwise
         True
+        >>> folder.cleanup()
     """
     return verify_all([path])[0]
 

@@ -60,6 +60,7 @@ def export_penalty(
         >>> scalars = {name: torch.tensor(1.0, dtype=torch.float64) for name in ("l1.lam", "step_size")}
         >>> exported({"params": params, **scalars}, method="prox")
         {'params.w': tensor([2., 0.])}
+        >>> folder.cleanup()
     """
     from ._write import write  # tracing needs modules that take half a second to import
 

@@ -75,6 +75,7 @@ def export_step(
         >>> batch = {"x": torch.ones(2, 3), "y": torch.full((2,), 3.0)}
         >>> exported(example | batch)["state.params.w"]
         tensor([0.9500, 0.9500, 0.9500])
+        >>> folder.cleanup()
     """
     from ._write import write  # tracing needs modules that take half a second to import
 

@@ -52,7 +52,7 @@ def write(
             from ._pt2 import save_pt2
 
             save_pt2(traces["forward"], methods["forward"].inputs, folder / file.with_suffix(".pt2").name)
-        _save_cases(cases, folder / f"{file.name}.safetensors")
+        _save_cases(cases, methods, folder / f"{file.name}.safetensors")
         names = {key: file.with_suffix(SUFFIXES[key]).name for key in formats} | {"cases": f"{file.name}.safetensors"}
         files = {key: FileSpec.of(folder / name) for key, name in names.items()}
         temporary = manifest_path(folder / file.name)
@@ -160,15 +160,17 @@ def _combinations(example: Mapping[str, int], check_sizes: Sequence[int]) -> lis
     return [case for i, case in enumerate(cases) if case not in cases[:i]]
 
 
-def _save_cases(cases: Sequence[Case], path: Path) -> None:
+def _save_cases(cases: Sequence[Case], methods: Mapping[str, Method], path: Path) -> None:
     from safetensors.torch import save  # not save_file, which makes files that only their owner can read
 
     arrays = {}
     for i, case in enumerate(cases):
-        for side, tensors in (("in", case.inputs), ("out", case.outputs)):
-            for name, x in tensors.items():
-                # results may share memory, which safetensors refuses
-                arrays[f"{i}.{side}.{name}"] = x.detach().cpu().clone(memory_format=torch.contiguous_format)
+        dims = methods[case.method].inputs.dims
+        # parameters are the same in all cases, and may be large
+        named = {f"{i}.in.{name}" if dims[name] else f"in.{name}": x for name, x in case.inputs.items()}
+        for name, x in {**named, **{f"{i}.out.{name}": x for name, x in case.outputs.items()}}.items():
+            # results may share memory, which safetensors refuses
+            arrays[name] = x.detach().cpu().clone(memory_format=torch.contiguous_format)
     path.write_bytes(save(arrays))
 
 
