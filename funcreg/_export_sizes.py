@@ -69,7 +69,8 @@ def sizes_of(arrays: Mapping[str, Any], dims: Dims) -> Sizes:
     return {dim: arrays[name].shape[axis] for name, axes in dims.items() for axis, dim in axes.items()}
 
 
-def spec_of(name: str, dtype: str, shape: Sequence[int], dims: Dims) -> ArraySpec:
+def described(name: str, dtype: str, shape: Sequence[int], dims: Dims) -> ArraySpec:
+    """An array of the example, its dynamic dimensions by name."""
     return ArraySpec(dtype, tuple(dims[name].get(axis, size) for axis, size in enumerate(shape)))
 
 

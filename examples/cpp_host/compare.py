@@ -2,9 +2,9 @@
 
     python examples/cpp_host/compare.py FOLDER [--host FOLDER/host] [--compile]
 
-FOLDER is that of `export_digits.py`. The host trains from the files, Python with the function that was exported, 200 steps
-of 8, 13, 32 and 1 examples in turn. Compared are all parameters, the whole optimizer state and the metrics of every step.
-`--compile` also times the function under `torch.compile`, which takes a minute.
+FOLDER is that of `export_digits.py`. The host trains from the files, Python with the function that was exported, 200
+steps of 8, 13, 32 and 1 examples in turn. Compared are all parameters, the whole optimizer state and the metrics of
+every step. `--compile` also times the function under `torch.compile`, which takes a minute.
 """
 
 import argparse

@@ -2,10 +2,10 @@
 
     python examples/cpp_host/export_digits.py FOLDER
 
-writes `step.pt` (a step of `prox_adam` with L1 on one layer and a group lasso on the other, and its manifest and recorded
-cases), `start.pt` (parameters, optimizer state, learning rate and strengths by the names of the step's inputs) and
-`data.pt` (the examples). The batch size is dynamic; learning rate and strengths are inputs, so that a host can change
-them from step to step.
+writes `step.pt` (a step of `prox_adam` with L1 on one layer and a group lasso on the other, with its manifest and
+recorded cases), `start.pt` (parameters, optimizer state, learning rate and strengths by the names of the step's inputs)
+and `data.pt` (the examples). The batch size is dynamic; learning rate and strengths are inputs, so that a host can
+change them from step to step.
 """
 
 import argparse

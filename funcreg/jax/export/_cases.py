@@ -16,14 +16,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import deserialize  # what safetensors.numpy loads has no bfloat16
-from safetensors.numpy import save
 
 from ..._export_compare import Difference
 from ..._export_errors import IntegrityError, SelfCheckError
 from ..._export_sizes import Sizes
 from ..._manifest import Manifest, checked_bytes
 from ._inputs import Arrays, Inputs
+from ._trace import LOOKS_AT_NUMBERS, explained
 
 PROGRAM = Path(__file__).with_name("_selfcheck.py")
 
@@ -35,8 +34,12 @@ class Case:
     outputs: Arrays
 
 
-def record(call: Callable[..., Any], inputs: Inputs, every: list[Sizes], platform: str) -> list[Case]:
-    """What the function returns at these sizes, compiled for each."""
+def record(where: str, call: Callable[..., Any], inputs: Inputs, every: list[Sizes], platform: str) -> list[Case]:
+    """What the function returns at these sizes, compiled for each.
+
+    Raises:
+        ControlFlowError: it looks at numbers. What else it raises is passed on.
+    """
     compiled = jax.jit(lambda arrays: call(arrays))  # a new function, which shares no trace with another
     cases = []
     with jax.default_device(jax.devices(platform)[0]):
@@ -44,6 +47,8 @@ def record(call: Callable[..., Any], inputs: Inputs, every: list[Sizes], platfor
             given = inputs.resized(sizes)
             try:
                 outputs = compiled(given)
+            except LOOKS_AT_NUMBERS as error:
+                raise explained(where, error, inputs) from error
             except Exception as error:
                 if sizes != inputs.sizes:
                     error.add_note(f"The function itself raises this at {sizes}, which check_sizes asks for.")
@@ -54,6 +59,8 @@ def record(call: Callable[..., Any], inputs: Inputs, every: list[Sizes], platfor
 
 def to_bytes(cases: list[Case], inputs: Inputs) -> bytes:
     """The arrays of all cases; an input without a dynamic dimension is the same in all, and stands there once."""
+    from safetensors.numpy import save
+
     arrays = {}
     for i, case in enumerate(cases):
         arrays |= {f"{i}.in.{name}" if inputs.dims[name] else f"in.{name}": x for name, x in case.inputs.items()}
@@ -67,6 +74,8 @@ def outputs_of(manifest: Manifest, data: bytes, key: str) -> list[Arrays]:
     Raises:
         IntegrityError: an output that is not there, or of another dtype or shape than the manifest says.
     """
+    from safetensors import deserialize  # safetensors.numpy loads no bfloat16
+
     stored = dict(deserialize(data))
     cases = []
     for i, case in enumerate(manifest.cases):
@@ -100,9 +109,7 @@ def run(where: str, path: Path, manifest: Manifest, platform: str) -> tuple[Diff
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.safetensors"
         # isolated from PYTHONPATH, the current folder and the user's site-packages, but not from jax
-        packages = sorted(
-            {str(Path(_origin(name)).parent.parent) for name in ("jax", "jaxlib", "numpy", "safetensors")}
-        )
+        packages = sorted({str(Path(_origin(name)).parent.parent) for name in ("jax", "numpy", "safetensors")})
         job = {"manifest": str(path.resolve()), "results": str(results), "path": packages}
         said = _ask(where, json.dumps(job), {**os.environ, "JAX_PLATFORMS": platform})
         returned = outputs_of(manifest, results.read_bytes(), "{}")

@@ -24,8 +24,9 @@ def watched(dim: Any) -> Iterator[list[tuple[str, str]]]:
     the dimension; they are replaced while a function is traced, for dimensions of the same scope, and for calls that
     come from outside JAX: its own code compares sizes all the time, and knows what the answer is worth.
     """
-    cls, found = type(dim), []
+    cls: Any = type(dim)
     equal, unequal = cls.__eq__, cls.__ne__
+    found: list[tuple[str, str]] = []
 
     def note(ours: Any, other: Any, sign: str) -> None:
         caller = sys._getframe(2)
@@ -34,16 +35,16 @@ def watched(dim: Any) -> Iterator[list[tuple[str, str]]]:
             return
         found.append((f"{ours} {sign} {other}", f"{file}:{caller.f_lineno}"))
 
-    def __eq__(self: Any, other: Any) -> bool:
+    def noted_equal(self: Any, other: Any) -> bool:
         note(self, other, "==")
         return equal(self, other)
 
-    def __ne__(self: Any, other: Any) -> bool:
+    def noted_unequal(self: Any, other: Any) -> bool:
         note(self, other, "!=")
-        return not equal(self, other)
+        return unequal(self, other)
 
     with _LOCK:
-        cls.__eq__, cls.__ne__ = __eq__, __ne__
+        cls.__eq__, cls.__ne__ = noted_equal, noted_unequal
         try:
             yield found
         finally:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..._export_errors import ResultError
 from ..._export_names import check_name, components
-from ..._export_sizes import Dims, Sizes, dims_of, sizes_of, spec_of
+from ..._export_sizes import Dims, Sizes, described, dims_of, sizes_of
 from ..._manifest import ArraySpec
 from .. import _wing
 
@@ -40,7 +40,7 @@ class Inputs:
         return sizes_of(self.arrays, self.dims)
 
     def specs(self) -> dict[str, ArraySpec]:
-        return {name: spec_of(name, x.dtype.name, x.shape, self.dims) for name, x in self.arrays.items()}
+        return {name: described(name, x.dtype.name, x.shape, self.dims) for name, x in self.arrays.items()}
 
     def resized(self, sizes: Sizes) -> Arrays:
         """New arrays, the example's entries repeated or left out along the dynamic dimensions.
@@ -64,9 +64,10 @@ class Inputs:
 def take_apart(where: str, example: Any, dynamic: Mapping[str, Mapping[int, str]]) -> Inputs:
     """The example's arrays by dotted name, with their dynamic dimensions."""
     if not isinstance(example, Mapping) or not example:
+        got = "an empty one" if isinstance(example, Mapping) else repr(example)[:60]
         raise TypeError(
             f"{where}: example must be a dict of the function's arguments by name, such as "
-            f"{{'params': params, 'x': x}}, got {'an empty one' if isinstance(example, Mapping) else repr(example)[:60]}"
+            f"{{'params': params, 'x': x}}, got {got}"
         )
     paths, leaves, unflatten = _wing.paths_and_leaves(dict(example))
     names = [".".join(path) for path in paths]
@@ -82,8 +83,8 @@ def take_apart(where: str, example: Any, dynamic: Mapping[str, Mapping[int, str]
 def _checked(where: str, name: str, leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         raise TypeError(
-            f"{where}: {name!r} is a typed PRNG key, which no file can hold; pass jax.random.key_data(key), and let the "
-            "function call jax.random.wrap_key_data"
+            f"{where}: {name!r} is a typed PRNG key, which no file can hold; pass jax.random.key_data(key), and let "
+            "the function call jax.random.wrap_key_data"
         )
     if not isinstance(leaf, jax.Array | np.ndarray):
         number = isinstance(leaf, (bool, int, float, np.generic))
@@ -100,6 +101,11 @@ def _checked(where: str, name: str, leaf: Any) -> np.ndarray:
             "jax.enable_x64(True)"
         )
     return np.asarray(leaf)
+
+
+def spec_of(aval: Any) -> ArraySpec:
+    """Dtype and shape of an argument or result of an exported program."""
+    return ArraySpec(aval.dtype.name, tuple(n if isinstance(n, int) else str(n) for n in aval.shape))
 
 
 def flatten_outputs(where: str, result: Any, names: Sequence[str] | None) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from ..._export_compare import TOLERANCE
 from ..._export_errors import IntegrityError, SelfCheckError, VersionError
 from ..._export_report import ExportReport
 from ..._export_sizes import check_given
-from ..._manifest import ArraySpec, Manifest, checked_bytes, manifest_path, read
+from ..._manifest import Manifest, checked_bytes, manifest_path, read
 from .. import _wing
 from . import _cases
+from ._inputs import spec_of
 from ._step import SUFFIX, require_flatbuffers
 
 
@@ -66,7 +67,7 @@ class Exported:
                     f"exported: {name} is {spec}, which JAX without x64 narrows; call the file inside "
                     "jax.enable_x64(True)"
                 )
-        return self.module.call(flat)
+        return self.module.call(flat)  # pyright: ignore[reportReturnType]  annotated as one array
 
 
 def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:
@@ -102,11 +103,8 @@ def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:
     if spec is None or spec.name != file.name:
         raise IntegrityError(f"{where}: the manifest does not describe {file.name}, but {list(manifest.files)}")
     module = export.deserialize(bytearray(checked_bytes(file.parent, spec)))
-    described = list(dict(sorted(manifest.methods["forward"].inputs.items())).values())
-    found = [
-        ArraySpec(x.dtype.name, tuple(n if isinstance(n, int) else str(n) for n in x.shape)) for x in module.in_avals
-    ]
-    if described != found:
+    described = [spec for _, spec in sorted(manifest.methods["forward"].inputs.items())]
+    if described != list(map(spec_of, module.in_avals)):
         raise IntegrityError(f"{where}: {file.name} takes something else than its manifest says; export it again")
     return Exported(manifest, module)
 
@@ -114,8 +112,8 @@ def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:
 def verify_exported(path: str | PathLike[str]) -> ExportReport:
     """Run the recorded cases of an exported file in a fresh process, which loads the file as a program.
 
-    Every output may differ from the recorded one by 32 eps of its largest number: the program is compiled anew, for this
-    machine.
+    Every output may differ from the recorded one by 32 eps of its largest number: the program is compiled anew, for
+    this machine.
 
     Args:
         path: the file; manifest and recorded cases lie beside it.
@@ -136,6 +134,7 @@ def verify_exported(path: str | PathLike[str]) -> ExportReport:
         >>> report = fr.export.export_step(prox, example, f"{folder.name}/prox.jax", dynamic={})
         >>> fr.export.verify_exported(f"{folder.name}/prox.jax").compared
         1
+        >>> folder.cleanup()
     """
     started, where, file = time.perf_counter(), "verify_exported", Path(path)
     require_flatbuffers(where)

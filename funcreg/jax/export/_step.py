@@ -17,9 +17,9 @@ from ..._export_errors import SelfCheckError
 from ..._export_names import caller
 from ..._export_report import ExportReport
 from ..._export_sizes import combinations, to_check
-from ..._manifest import ArraySpec, FileSpec, Manifest, MethodSpec, manifest_path
+from ..._manifest import FileSpec, Manifest, MethodSpec, manifest_path
 from . import _cases
-from ._inputs import flatten_outputs, take_apart
+from ._inputs import flatten_outputs, spec_of, take_apart
 from ._trace import trace
 
 SUFFIX = ".jax"
@@ -92,6 +92,7 @@ def export_step(
         >>> batch = {"x": jnp.ones((2, 3)), "y": jnp.full((2,), 3.0)}
         >>> print(exported(example | batch)["state.params.w"])
         [0.95 0.95 0.95]
+        >>> folder.cleanup()
     """
     started, where = time.perf_counter(), "export_step"
     require_flatbuffers(where)
@@ -105,7 +106,7 @@ def export_step(
         return flatten_outputs(where, call(inputs.rebuild(arrays)), outputs)
 
     # first: what is wrong with the function itself is told by its own error
-    cases = _cases.record(run, inputs, combinations(inputs.sizes, sizes_to_check), platform)
+    cases = _cases.record(where, run, inputs, combinations(inputs.sizes, sizes_to_check), platform)
     exported = trace(where, run, inputs, platforms)
     results = dict(zip(sorted(cases[0].outputs), exported.out_avals, strict=True))
     draft = Manifest(
@@ -113,7 +114,7 @@ def export_step(
         function=getattr(fn, "__name__", type(fn).__name__),
         framework="jax",
         framework_version=jax.__version__,
-        methods={"forward": MethodSpec(inputs.specs(), {name: _spec(results[name]) for name in cases[0].outputs})},
+        methods={"forward": MethodSpec(inputs.specs(), {name: spec_of(results[name]) for name in cases[0].outputs})},
         sizes={dim: {"refused": [n for n in (0, 1) if n not in sizes_to_check]} for dim in inputs.sizes},
         files={},
         cases=[{"method": "forward", "sizes": case.sizes} for case in cases],
@@ -162,7 +163,3 @@ def _platform(where: str, platforms: Sequence[str]) -> str:
             f"{where}: platforms must have {here!r} or 'cpu', where the file can be checked, got {platforms!r}"
         )
     return here if here in chosen else "cpu"
-
-
-def _spec(aval: Any) -> ArraySpec:
-    return ArraySpec(aval.dtype.name, tuple(n if isinstance(n, int) else str(n) for n in aval.shape))

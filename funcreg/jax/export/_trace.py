@@ -23,7 +23,7 @@ from ._inputs import Inputs
 
 _JAX, _HERE = str(Path(jax.__file__).parent), str(Path(__file__).parents[2])
 
-_DATA = (
+LOOKS_AT_NUMBERS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
@@ -54,12 +54,12 @@ def trace(where: str, call: Callable[..., Any], inputs: Inputs, platforms: Seque
             _refuse_comparisons(where, comparisons)
         else:
             jaxpr = jax.make_jaxpr(function)(specs)
-        _refuse(where, jaxpr)
+        _refuse_captured(where, jaxpr)
         return export.export(function, platforms=tuple(platforms))(specs)
     except Exception as error:
         if isinstance(error, ExportError):
             raise
-        raise _explained(where, error, inputs) from error
+        raise explained(where, error, inputs) from error
 
 
 def _symbols(where: str, names: list[str]) -> dict[str, Any]:
@@ -86,20 +86,14 @@ def _refuse_comparisons(where: str, comparisons: list[tuple[str, str]]) -> None:
         )
 
 
-def _refuse(where: str, jaxpr: Any) -> None:
-    """Refuse arrays from outside, and calls back into Python."""
-    for constant in _constants(jaxpr):
+def _refuse_captured(where: str, jaxpr: Any) -> None:
+    """Refuse arrays from outside; NumPy's, and lists in the function's text, are constants of another type."""
+    for constant in (x for inner in _jaxprs(jaxpr) for x in getattr(inner, "consts", ())):
         if isinstance(constant, jax.Array):
             raise CapturedTensorError(
                 f"{where}: the function uses an array that is none of its arguments: {constant.dtype}"
                 f"{list(constant.shape)}; pass it as an argument, and put it into the example (parameters, state, "
-                "anchors, masks and keys are inputs of the file). What is a constant by intention, give as a NumPy array"
-            )
-    for name in _primitives(jaxpr):
-        if "callback" in name:
-            raise UnsupportedOpError(
-                f"{where}: the function calls back into Python ({name}: jax.debug.print, pure_callback, io_callback), "
-                "which a file cannot; leave it out"
+                "anchors, masks and keys are inputs of the file). What is to be a constant, give as a NumPy array"
             )
 
 
@@ -113,21 +107,10 @@ def _jaxprs(jaxpr: Any) -> Iterator[Any]:
                 yield from _jaxprs(inner)
 
 
-def _constants(jaxpr: Any) -> Iterator[Any]:
-    for inner in _jaxprs(jaxpr):
-        yield from getattr(inner, "consts", ())
-
-
-def _primitives(jaxpr: Any) -> Iterator[str]:
-    for inner in _jaxprs(jaxpr):
-        for equation in getattr(inner, "jaxpr", inner).eqns:
-            yield equation.primitive.name
-
-
-def _explained(where: str, error: Exception, inputs: Inputs) -> ExportError:
+def explained(where: str, error: Exception, inputs: Inputs) -> ExportError:
     """The error of a trace, as one that says what to change."""
     place, brief = _place(error), _brief(error)
-    if isinstance(error, _DATA):
+    if isinstance(error, LOOKS_AT_NUMBERS):
         return ControlFlowError(
             f"{where}: the function looks at the numbers in an array{place} ({brief}): `if`, float(), int(), "
             "np.asarray(), x[mask], nonzero. Write branches with jnp.where or jax.lax.cond, and keep shapes: multiply "
@@ -140,6 +123,11 @@ def _explained(where: str, error: Exception, inputs: Inputs) -> ExportError:
             "without float(), int(), math or a Python branch or loop on a size: jnp.mean instead of a division by it, "
             "jnp.asarray(x.shape[0]) for a count, jax.lax.map instead of a loop; or leave the dimension out of "
             "`dynamic`, and export a file for each size"
+        )
+    if isinstance(error, NotImplementedError) and "host_callback" in str(error):
+        return UnsupportedOpError(
+            f"{where}: the function calls back into Python (jax.debug.print, pure_callback, io_callback), which a file "
+            "cannot; leave it out"
         )
     if "custom call" in str(error).lower():
         return UnsupportedOpError(
