@@ -11,7 +11,7 @@ import funcreg
 from cases import RECORDS
 from wings import JAX, TORCH, each_wing
 
-TORCH_ONLY = {"optax", "attach", "Handle", "export"}
+TORCH_ONLY = {"optax", "attach", "Handle"}
 ROLES = {"weights", "biases", "norms"}  # given to `.on`, which calls them; users do not
 # Docstrings of these are equal byte for byte, those of all others in their first paragraph.
 SAME_TEXT = {record.factory for record in RECORDS} | ROLES | {"anchored", "layerwise", "Penalty"}
@@ -51,7 +51,7 @@ def without_example(text):
     return {name: part for name, part in sections(text).items() if name != "Example"}
 
 
-COMMON = sorted(set(public(JAX)) - {"functional"})
+COMMON = sorted(set(public(JAX)) - {"functional", "export"})
 LEAVES = sorted(JAX.fr.functional.__all__)
 FUNCTIONS = [(name, thing) for name, thing in public(TORCH).items() if inspect.isfunction(thing) and name not in ROLES]
 DOCUMENTED = [

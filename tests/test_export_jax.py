@@ -1,0 +1,498 @@
+"""Functions exported by the JAX wing: the file computes what the function does, at sizes that were never seen."""
+
+import doctest
+import importlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import export as jax_export
+
+import funcreg.jax as fr
+from funcreg._export_compare import Difference
+from funcreg._export_names import caller
+from funcreg._manifest import FileSpec
+from funcreg.jax.export import _cases
+from funcreg.jax.export._inputs import flatten_outputs, take_apart
+
+BATCH = {"x": {0: "batch"}, "y": {0: "batch"}}
+SIZES = (1,)  # each is a compilation, of the function and of the file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_process():
+    """One process checks all files of this module: what makes a fresh one slow is the import of JAX."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-I", str(_cases.PROGRAM)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    stdin, stdout = process.stdin, process.stdout
+
+    def ask(where, job, environment):
+        assert environment["JAX_PLATFORMS"] == "cpu"
+        stdin.write(job + "\n")
+        stdin.flush()
+        return json.loads(stdout.readline())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cases, "_ask", ask)
+        yield patch
+    stdin.close()
+    process.wait()
+    stdout.close()
+
+
+# --- the cases: function, example, dynamic, outputs ---
+
+
+def linear(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    return {"head": {"kernel": jnp.asarray(rng.normal(size=(4, 3)), dtype), "bias": jnp.zeros(3, dtype)}}
+
+
+def labels(params, x, y):
+    logits = x @ params["head"]["kernel"] + params["head"]["bias"][None]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+def batch(dtype=np.float32):
+    rng = np.random.default_rng(1)
+    return {"x": rng.normal(size=(8, 4)).astype(dtype), "y": rng.integers(0, 3, 8).astype(np.int32)}
+
+
+def step_of(make, dtype=np.float32):
+    hyper = {"lr": jnp.asarray(0.05, dtype), "lam": jnp.asarray(0.02, dtype)}
+    init, step = fr.train_step(labels, make)
+    return step, {"state": init(linear(dtype), hyper), "hyper": hyper, **batch(dtype)}, BATCH, ("state", "metrics")
+
+
+def gradient():
+    def gradient(params, lam, x, y):
+        return jax.grad(fr.penalize(labels, fr.l1(lam).on("*.kernel")))(params, x, y)
+
+    return gradient, {"params": linear(), "lam": jnp.asarray(0.1), **batch()}, BATCH, None
+
+
+def prox_adam():
+    return step_of(lambda hyper: fr.prox_adam(hyper["lr"], fr.l1(hyper["lam"])))
+
+
+def optax_chain():
+    return step_of(lambda hyper: optax.chain(fr.add_penalty_gradient(fr.l2(hyper["lam"])), optax.adam(hyper["lr"])))
+
+
+def ensemble():
+    init, step = fr.train_step(labels, lambda hyper: fr.prox_sgd(hyper["lr"], fr.l1(hyper["lam"])))
+    hyper = {"lr": jnp.asarray([0.1, 0.01]), "lam": jnp.asarray([0.1, 0.0])}
+    state = jax.vmap(init)(fr.stack([linear(), linear()]), hyper)
+    example = {"state": state, "hyper": hyper, **batch()}
+    return jax.vmap(step, in_axes=(0, 0, None, None)), example, BATCH, ("state", "metrics")
+
+
+def per_example():
+    example = {"params": linear(), **batch()}
+    return lambda params, x, y: fr.per_example(labels)(params, x, y), example, BATCH, ("values", "gradients")
+
+
+def dropout():
+    """A key goes in as its data; two dynamic dimensions, and a result that has their product."""
+
+    def noisy(key, x):
+        kept = jax.random.bernoulli(jax.random.wrap_key_data(key), 0.5, x.shape)
+        return {"kept": jnp.where(kept, x, 0).reshape(-1), "mean": x.astype(jnp.bfloat16).mean(0)}
+
+    key = jax.random.key_data(jax.random.key(3))
+    return noisy, {"key": key, "x": np.ones((5, 6), np.float32)}, {"x": {0: "rows", -1: "columns"}}, None
+
+
+CASES = {case.__name__: case for case in (gradient, prox_adam, optax_chain, ensemble, per_example, dropout)}
+
+
+def exported(tmp_path, fn, example, dynamic, outputs=None, **options):
+    path = tmp_path / "f.jax"
+    report = fr.export.export_step(
+        fn, example, path, dynamic=dynamic, outputs=outputs, **{"check_sizes": SIZES, **options}
+    )
+    return report, fr.export.load_exported(path, trusted=True)
+
+
+def expect(got, expected):
+    """Equal up to what a compiler may do: 32 eps of the largest number."""
+    found = Difference()
+    found.add("", {name: np.asarray(x) for name, x in got.items()}, {k: np.asarray(x) for k, x in expected.items()})
+    assert got.keys() == expected.keys() and found.compared == len(expected) and not found.outside, found.first
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A case, exported once: (what `CASES` has, report, loaded)."""
+    done = {}
+
+    def get(name):
+        if name not in done:
+            given = CASES[name]()
+            done[name] = given, *exported(tmp_path_factory.mktemp(name), *given)
+        return done[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(case, name):
+    (fn, example, dynamic, outputs), report, loaded = case(name)
+    inputs = take_apart("test", example, dynamic)
+    method = loaded.manifest.methods["forward"]
+    dims = list(inputs.sizes)
+    assert report.compared == 2 * len(method.outputs)  # at the example's sizes, and 1
+    assert loaded.manifest.sizes == {dim: {"refused": [0]} for dim in dims}
+    sizes = {dim: 11 + 2 * k for k, dim in enumerate(dims)}
+    given = inputs.resized(sizes)
+    call = caller("test", jax.jit(fn), list(example))  # some take arguments by position only
+    expected = flatten_outputs("test", call(inputs.rebuild(given)), outputs)
+    got = loaded(given)
+    expect(got, expected)
+    for key, spec in method.outputs.items():
+        shape = tuple(n if isinstance(n, int) else eval(n, {}, sizes) for n in spec.shape)
+        assert (got[key].dtype.name, got[key].shape) == (spec.dtype, shape)
+
+
+def test_outputs_are_fed_back_and_train(case):
+    """Under the names of the wing, whatever optax calls its types."""
+    (fn, example, _, _), report, loaded = case("prox_adam")
+    method = report.manifest.methods["forward"]
+    states = [name for name in method.inputs if name.startswith("state.")]
+    assert "state.opt_state.mu.head.kernel" in states
+    assert all(method.outputs[name] == method.inputs[name] for name in states)
+    state, hyper = example["state"], example["hyper"] | {"lam": jnp.asarray(0.05)}
+    flat, run, live = {"state": state}, jax.jit(loaded), jax.jit(fn)
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        x, y = rng.normal(size=(8, 4)).astype(np.float32), rng.integers(0, 3, 8).astype(np.int32)
+        state, metrics = live(state, hyper, x, y)
+        results = run({**flat, "hyper": hyper, "x": x, "y": y})
+        flat = {name: x for name, x in results.items() if name.startswith("state.")}
+    assert flat["state.opt_state.count"] == 60
+    np.testing.assert_allclose(results["metrics.loss"], metrics["loss"], rtol=1e-4)
+    zeros = [np.asarray(tree) == 0 for tree in (flat["state.params.head.kernel"], state.params["head"]["kernel"])]
+    assert (zeros[0] == zeros[1]).all() and 2 < zeros[0].sum() < 12
+
+
+def test_sixty_four_bits(tmp_path, x64):
+    with x64():
+        inputs = {"lam": np.asarray(0.25), **batch(np.float64)}
+        _, loaded = exported(tmp_path, lambda x, y, lam: fr.l1(lam).prox({"x": x}, 0.5), inputs, BATCH)
+        # jax itself would take these, and narrow or widen them
+        wrong = {**inputs, "x": inputs["x"].astype(np.float32)}
+        with pytest.raises(ValueError, match=r"input x must be float64\[batch, 4\], got float32\[8, 4\]"):
+            loaded(wrong)
+        x = inputs["x"]
+        np.testing.assert_array_equal(loaded(inputs)["x"], np.sign(x) * np.maximum(np.abs(x) - 0.125, 0))
+    with pytest.raises(ValueError, match=r"float64.*, which JAX without x64 narrows; call the file inside jax.enable"):
+        loaded(inputs)
+    with pytest.raises(TypeError, match=r"'x' is float64, which JAX without x64 narrows; convert it, or ex"):
+        fr.export.export_step(lambda x: x, {"x": np.ones(3)}, tmp_path / "g.jax", dynamic={})
+
+
+INPUTS = {
+    "missing": ({"y": None}, ValueError, r"input y is missing; it must be int32\[batch\]"),
+    "unknown": ({"z": np.ones(1)}, ValueError, "there is no input z; the inputs are w, x, y"),
+    "float64": ({"w": np.ones(4)}, ValueError, r"input w must be float32\[4\], got float64\[4\]"),
+    "shape": ({"x": np.ones((8, 3), np.float32)}, ValueError, r"x must be float32\[batch, 4\], got float32\[8, 3\]"),
+    "axes": ({"x": np.ones(4, np.float32)}, ValueError, r"x must be float32\[batch, 4\], got float32\[4\]"),
+    "batch": ({"y": np.zeros(7, np.int32)}, ValueError, "batch must be the same in the inputs x and y"),
+    "size": (
+        {"x": np.ones((1, 4), np.float32), "y": np.zeros(1, np.int32)},
+        ValueError,
+        "batch = 1 was not checked when this file was made: input x",
+    ),
+    "number": ({"w": 1.0}, TypeError, "the input 'w' must be an array, got float"),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A file, made once: (folder, loaded, inputs); size 1 is not checked."""
+    folder = tmp_path_factory.mktemp("small")
+    example = {"w": np.ones(4, np.float32), **batch()}
+    fn = lambda w, x, y: {"a": (x @ w).sum() + jnp.sum(y).astype(np.float32), "b": w * 2}  # noqa: E731
+    _, loaded = exported(folder, fn, example, BATCH, check_sizes=(2,))
+    return folder, loaded, example
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_are_checked_before_jax_sees_them(small, name):
+    _, loaded, example = small
+    changes, error, message = INPUTS[name]
+    given = {key: x for key, x in {**example, **changes}.items() if x is not None}
+    with pytest.raises(error, match=message):
+        loaded(given)
+    with pytest.raises(ValueError, match="there is no method 'value'; the file has forward"):
+        loaded(example, "value")
+
+
+# --- what cannot be exported ---
+
+ARRAY, KEY = jnp.arange(3.0), jax.random.key(0)
+COUNTER = itertools.count()
+
+
+def branch_on_numbers(x):
+    return x if x.sum() > 0 else -x
+
+
+REFUSED = {
+    "captured": (lambda x: x * ARRAY[None], "CapturedTensorError", r"none of its arguments: float32\[3\]; pass it as"),
+    "captured in jit": (
+        lambda x: jax.jit(lambda z: z * ARRAY[None])(x),
+        "CapturedTensorError",
+        "none of its arguments",
+    ),
+    "captured key": (lambda x: x * jax.random.uniform(KEY), "CapturedTensorError", "key<fry>"),
+    "captured number": (lambda x: x * ARRAY[0], "CapturedTensorError", r"float32\[3\]"),
+    "branch": (branch_on_numbers, "ControlFlowError", r"test_export_jax.py:\d+ \(return x if x.sum"),
+    "mask": (lambda x: x[x > 0], "ControlFlowError", "multiply by the mask"),
+    "numpy": (lambda x: np.asarray(x), "ControlFlowError", "looks at the numbers"),
+    "equal": (lambda x: 2 * x if x.shape[0] == 7 else x, "SpecializationError", r"asks for n == 7, at .*jax.py:\d+"),
+    "unequal": (lambda x: 2 * x if x.shape[0] != 7 else x, "SpecializationError", "asks for n != 7"),
+    "among": (lambda x: 2 * x if x.shape[0] in (4, 7) else x, "SpecializationError", "asks for n == 4"),
+    "shape": (lambda x: 2 * x if x.shape == (7, 3) else x, "SpecializationError", "asks for n == 7"),
+    "greater": (lambda x: 2 * x if x.shape[0] > 7 else x, "SpecializationError", "has to be a number, at .*jax.py"),
+    "float": (lambda x: x / float(x.shape[0]), "SpecializationError", r"\(n\) has to be a number"),
+    "loop": (lambda x: sum(row for row in x), "SpecializationError", "jax.lax.map instead of a loop"),
+    "broadcast": (
+        lambda x: x + np.ones((8, 3), np.float32),
+        "ExportError",
+        "incompatible shapes.*must be named in all",
+    ),
+    "callback": (lambda x: jax.debug.print("{}", x.sum()) or x, "UnsupportedOpError", "calls back into Python"),
+    "state": (lambda x: x + next(COUNTER), "SelfCheckError", "does not return what the function returns.*keeps state"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_exported_says_what_to_change(tmp_path, name):
+    fn, error, message = REFUSED[name]
+    with pytest.raises(fr.export.ExportError, match=rf"(?s)^export_step: .*{message}") as raised:
+        fr.export.export_step(
+            fn, {"x": np.ones((8, 3), np.float32)}, tmp_path / "f.jax", dynamic={"x": {0: "n"}}, check_sizes=(8,)
+        )
+    assert type(raised.value).__name__ == error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_comparisons_that_have_an_answer_are_allowed(tmp_path):
+    """What is so at every size, or at none; and the classes of JAX are left as they were."""
+    cls = type(jax_export.symbolic_shape("n")[0])
+    before = cls.__eq__, cls.__ne__
+
+    def fn(x, y):
+        n, m = x.shape[0], y.shape[0]
+        assert n == m and n != 0 and n + 1 != m and n != "n" and x.shape != (*y.shape, 5)
+        return x
+
+    _, loaded = exported(tmp_path, fn, batch(), BATCH, check_sizes=(2,))
+    assert (cls.__eq__, cls.__ne__) == before
+    np.testing.assert_array_equal(loaded(batch())["output"], batch()["x"])
+    fr.export.export_step(
+        lambda x: -x if x.shape[0] == 7 else x, {"x": np.ones(7, np.float32)}, tmp_path / "g.jax", dynamic={}
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"example": {}}, TypeError, "example must be a dict of the function's arguments .* got an empty one"),
+        ({"example": {"x": 1.0}}, TypeError, r"'x' is 1.0, which would be frozen into the file; make it an input, jnp"),
+        ({"example": {"x": KEY}}, TypeError, r"'x' is a typed PRNG key, .* pass jax.random.key_data"),
+        ({"example": {"x": np.ones(2, np.complex64)}}, TypeError, "'x' is complex64; files hold float32, "),
+        ({"example": {"y": ARRAY}}, TypeError, r"example has no 'x'; the function takes \(x\)"),
+        ({"example": {"x": ARRAY, "x'": ARRAY}, "fn": lambda *a: a}, ValueError, "printable ASCII without quotes"),
+        ({"dynamic": {"z": {0: "n"}}}, ValueError, "dynamic names 'z', which is not in the example; it has x"),
+        ({"dynamic": {"x": {1: "n"}}}, ValueError, r"'x' of shape \(3,\) has no axis 1"),
+        ({"dynamic": {"x": {0: "max"}}}, ValueError, "cannot call dimensions 'max'.*names of functions there"),
+        ({"dynamic": {"x": {0: "n"}}, "example": {"x": ARRAY[:1]}}, ValueError, "give an example of 2 or more"),
+        (
+            {"outputs": ("a", "b")},
+            fr.export.ResultError,
+            "outputs names 2 components of a tuple, the function",
+        ),
+        ({"fn": lambda x: 1.0}, fr.export.ResultError, "returns 1.0 as 'output', and a file can return arrays only"),
+        ({"fn": lambda x: ()}, fr.export.ResultError, "returns no array"),
+        ({"check_sizes": (0,)}, ValueError, r"check_sizes must be integers >= 1, one at least, got \(0,\)"),
+        ({"platforms": "cpu"}, ValueError, r"platforms must be some of \('cpu', 'cuda', 'rocm', 'tpu'\), got 'cpu'"),
+        ({"platforms": ("tpu",)}, ValueError, "platforms must have 'cpu' or 'cpu', where the file can be checked"),
+        ({"path": "f.pt"}, ValueError, "path must end in .jax"),
+        ({"path": "none/f.jax"}, FileNotFoundError, "there is no folder"),
+    ],
+)
+def test_arguments_that_do_not_fit(tmp_path, changes, error, message):
+    given = {"fn": lambda x: x, "example": {"x": ARRAY}, "path": "f.jax", "dynamic": {}, **changes}
+    with pytest.raises(error, match=f"export_step: .*{message}"):
+        fr.export.export_step(**{**given, "path": tmp_path / given["path"]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_flatbuffers_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    monkeypatch.delitem(sys.modules, "flatbuffers")
+    monkeypatch.setattr("funcreg.jax.export._step.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"export_step: .* need flatbuffers: pip install 'funcreg\[jax\]'"):
+        fr.export.export_step(lambda x: x, {"x": ARRAY}, tmp_path / "f.jax", dynamic={})
+
+
+def test_what_the_function_raises_is_passed_on(tmp_path):
+    def fn(x):
+        if x.shape[0] == 3:
+            raise KeyError("three")
+        return x
+
+    with pytest.raises(KeyError, match="three") as raised:
+        fr.export.export_step(fn, {"x": jnp.ones(4)}, tmp_path / "f.jax", dynamic={"x": {0: "n"}}, check_sizes=(2, 3))
+    assert raised.value.__notes__[-1] == "The function itself raises this at {'n': 3}, which check_sizes asks for."
+
+
+# --- files ---
+
+
+@pytest.fixture
+def copy(small, tmp_path):
+    """A copy of the small file, to be damaged: its path."""
+    for path in small[0].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path / "f.jax"
+
+
+def changed(path, change):
+    """Change the manifest."""
+    manifest = path.with_name(path.name + ".json")
+    given = json.loads(manifest.read_text())
+    change(given)
+    manifest.write_text(json.dumps(given))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-5]), "IntegrityError", "is not the file that its"),
+    "flipped": (flip, "IntegrityError", "is not the file that its manifest describes"),
+    "no manifest": (lambda path: path.with_name("f.jax.json").unlink(), "FileNotFoundError", "belong together"),
+    "no JSON": (lambda path: path.with_name("f.jax.json").write_text("{"), "IntegrityError", "is not the manifest of"),
+    "newer schema": (lambda path: changed(path, lambda m: m.update(schema=2)), "VersionError", "has schema 2"),
+    "newer jax": (
+        lambda path: changed(path, lambda m: m.update(framework_version="1.0.0")),
+        "VersionError",
+        "was made by jax 1.0.0, and this is",
+    ),
+    "torch": (lambda path: changed(path, lambda m: m.update(framework="torch")), "VersionError", "made by torch; load"),
+    "another signature": (
+        lambda path: changed(path, lambda m: m["methods"]["forward"]["inputs"]["w"].update(dtype="float16")),
+        "IntegrityError",
+        "takes something else than its manifest says",
+    ),
+    "another file": (
+        lambda path: changed(path, lambda m: m["files"].update(stablehlo=m["files"]["cases"])),
+        "IntegrityError",
+        "the manifest does not describe f.jax",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_file_is_refused(copy, name):
+    damage, error, message = DAMAGE[name]
+    assert fr.export.load_exported(copy, trusted=True)
+    damage(copy)
+    with pytest.raises(Exception, match=message) as raised:
+        fr.export.load_exported(copy, trusted=True)
+    assert type(raised.value).__name__ == error
+
+
+def test_trust_is_written_out(small):
+    with pytest.raises(TypeError, match="a .jax file is a program .* say trusted=True if you know where it comes from"):
+        fr.export.load_exported(small[0] / "f.jax", trusted=1)
+    with pytest.raises(TypeError, match="trusted"):
+        fr.export.load_exported(small[0] / "f.jax")
+
+
+def test_files_are_there_or_not(copy):
+    options = {"example": {"x": ARRAY}, "path": copy, "dynamic": {}}
+    before = {path.name: path.read_bytes() for path in copy.parent.iterdir()}
+    assert sorted(before) == ["f.jax", "f.jax.json", "f.jax.safetensors"]
+    with pytest.raises(FileExistsError, match="f.jax is there already; pass overwrite=True"):
+        fr.export.export_step(lambda x: x, **options)
+    with pytest.raises(fr.export.SelfCheckError):
+        fr.export.export_step(REFUSED["state"][0], **options, overwrite=True)
+    assert {path.name: path.read_bytes() for path in copy.parent.iterdir()} == before
+    fr.export.export_step(lambda x: x, **options, overwrite=True)
+    assert list(fr.export.load_exported(copy, trusted=True).manifest.methods["forward"].inputs) == ["x"]
+
+
+def rewritten(path, change):
+    """The recorded outputs changed, and the manifest's hash with them."""
+    from safetensors.numpy import load, save
+
+    cases = path.with_name("f.jax.safetensors")
+    arrays = load(cases.read_bytes())
+    change(arrays)
+    cases.write_bytes(save(arrays))
+    spec = FileSpec.of(cases)
+    changed(path, lambda manifest: manifest["files"]["cases"].update(sha256=spec.sha256, bytes=spec.bytes))
+
+
+def test_verification(copy):
+    report = fr.export.verify_exported(copy)
+    assert (report.compared, report.manifest.self_check["compared"]) == (4, 4)
+    assert "4 outputs in a fresh process are" in str(report) and "in   x: float32[batch, 4]" in str(report)
+    rewritten(copy, lambda arrays: arrays.update({"1.out.b": arrays["1.out.b"] * np.float32(1 + 2e-6)}))
+    assert not fr.export.verify_exported(copy).bitwise
+    rewritten(copy, lambda arrays: arrays.update({"1.out.b": arrays["1.out.b"] * np.float32(1 + 6e-6)}))
+    message = r"in 1 of 4 outputs; first at \{'batch': 2\} b: 4 of 4 numbers differ, by 1.\d+e-05"
+    with pytest.raises(fr.export.SelfCheckError, match=message):
+        fr.export.verify_exported(copy)
+    rewritten(copy, lambda arrays: arrays.pop("1.out.b"))
+    with pytest.raises(fr.export.IntegrityError, match="the output b of the case {'batch': 2} is not in the file"):
+        fr.export.verify_exported(copy)
+    flip(copy.with_name("f.jax.safetensors"))
+    with pytest.raises(fr.export.IntegrityError, match="is not the file that its manifest describes"):
+        fr.export.verify_exported(copy)
+
+
+def test_the_command_in_processes_of_its_own(copy):
+    """No fixture here: the program is started for the file, and for one that crashes it."""
+
+    def verify():
+        command = [sys.executable, "-m", "funcreg.jax.export", "verify", str(copy)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(fr.__file__).parents[2])}
+        return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+    done = verify()
+    assert (done.returncode, done.stderr) == (0, "") and "4 outputs in a fresh process" in done.stdout
+    rewritten(copy, lambda arrays: arrays.update({"0.in.x": arrays["0.in.x"][:, :3]}))
+    done = verify()
+    assert done.returncode == 1 and "the self-check in a fresh process did not finish: exit code 1" in done.stderr
+    copy.unlink()
+    done = verify()
+    assert done.returncode == 2 and "f.jax is not there" in done.stderr
+
+
+def test_several_platforms(tmp_path):
+    report, loaded = exported(tmp_path, lambda x: x @ x.T, {"x": np.eye(3)[1:] > 0}, {}, platforms=("cpu", "cuda"))
+    assert loaded.module.platforms == ("cpu", "cuda")
+    assert report.manifest.self_check["platforms"] == ["cpu", "cuda"] and report.bitwise
+
+
+@pytest.mark.parametrize("module", ["_step", "_load"])
+def test_docstring_examples(module):
+    result = doctest.testmod(importlib.import_module(f"funcreg.jax.export.{module}"))
+    assert result.failed == 0 and result.attempted > 3
