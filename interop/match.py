@@ -151,7 +151,8 @@ class _Match:
         self.left_out = {name for name in state if any(name == o or name.startswith(f"{o}.") for o in out)} | {
             name for name, x in state.items() if not isinstance(x, Tensor)
         }
-        self.renamed = self._by_first_names({name: partner for name, partner in renamed.items() if partner is not None})
+        kept = {name: partner for name, partner in renamed.items() if partner is not None}
+        self.renamed = _renames.by_first_names(net, side.also, kept)
 
     def pair(self, strict: bool) -> Pair:
         ours, keys = _layers.torch_nodes(self.net, self.state, self.first, self.left_out)
@@ -170,18 +171,6 @@ class _Match:
         return self._result(pairing, everything, strict)
 
     # --- rename ---
-
-    def _by_first_names(self, renamed: Mapping[str, str]) -> dict[str, str]:
-        """A module that PyTorch has under two names and flax under one, under its first."""
-        modules = dict(self.net.named_modules(remove_duplicate=False))
-        firsts = {module: name for name, module in reversed(modules.items())}
-        again = {".".join(path[:n]) for path, _ in self.side.also for n in range(1, len(path) + 1)}
-        found: dict[str, str] = {}
-        for name, partner in renamed.items():
-            shared = name in modules and partner not in again
-            first = firsts[modules[name]] if shared else name
-            found[name if first in renamed else first] = partner
-        return found
 
     def _named_regions(self, ours: Node, theirs: Node) -> list[tuple[Node, Node]]:
         """The nodes that `rename` pairs, taken out of their trees."""

@@ -344,6 +344,17 @@ def test_what_the_flow_tells(name, x64):
     check(make(), twin, given, x64)
 
 
+class Branch(nn.Module):
+    """Control flow that depends on values: it cannot be traced."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) if x.sum() < 1e9 else x
+
+
 def returned_twin(v, x):
     y = flat(relu(conv(v["conv"], x)))
     return dense(v["out"], relu(dense(v["fc"], y))).reshape(-1, 4, 4, 3)
@@ -484,6 +495,35 @@ ASKED = {
     "frames taken out by numbers": (
         lambda: net_of(taken_out_by_numbers, conv=C(3, 2, 3), fc=L(32, 5)), taken_out_twin, (FRAMES,),
         ("flatten={'fc': 2}",), {"fc": 2},
+    ),
+    "channels of one count and of another": (
+        lambda: net_of(lambda self, x: self.fc(self.branch(x)), fc=L(64, 5),
+            branch=Branch(nn.Sequential(C(3, 64, 1), C(64, 4, 3), nn.Flatten()))),
+        lambda v, x: dense(v["fc"], flat(conv(v["branch"]["inner"]["1"], conv(v["branch"]["inner"]["0"], x)))),
+        (IMAGE,), ("flatten={'fc': 4}",), {"fc": 4},
+    ),
+    "a table beside an unknown step": (
+        lambda: net_of(
+            lambda self, x, t: self.fc(torch.cat([torch.cumsum(self.conv(x), 1).flatten(1), t], 1)), conv=C(3, 4, 3),
+            fc=L(71, 5),
+        ),
+        lambda v, x, t: dense(v["fc"], jnp.concatenate([flat(jnp.cumsum(conv(v["conv"], x), -1)), t], 1)),
+        (IMAGE, np.ones((2, 7))), ("fc reads 71 features, perhaps with an image flattened",),
+        {"fc": [(4, 64), (None, 7)]},
+    ),
+    "an array that scales flattened features": (
+        lambda: with_array(lambda self, x: self.fc(self.conv(x).flatten(1) * self.array), 64, conv=C(3, 4, 3),
+            fc=L(64, 5)),
+        lambda v, x: dense(v["fc"], flat(conv(v["conv"], x) * jnp.moveaxis(v["array"].reshape(4, 4, 4), 0, -1))),
+        (IMAGE,), ("array meets 4 channels flattened", "flatten={'fc': 4}"), {"fc": 4, "array": None},
+    ),
+    "another batch": (
+        lambda: net_of(
+            lambda self, x: self.fc(torch.cat([self.conv(x), self.conv(-x)], 0).view(x.size(0), -1)), conv=C(3, 4, 3),
+            fc=L(128, 5),
+        ),
+        lambda v, x: dense(v["fc"], jnp.concatenate([conv(v["conv"], x), conv(v["conv"], -x)]).reshape(len(x), -1)),
+        (IMAGE,), ("fc reads 128 features",), {"fc": [(4, 64), (4, 64)]},
     ),
     "three axes by -1": (
         lambda: net_of(lambda self, x: self.fc(self.conv(x).view(-1, 4, 16)).sum(1), conv=C(3, 4, 3), fc=L(16, 5)),
