@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -238,6 +239,7 @@ def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
         for size in one.sizes:
             of_size.setdefault(size, []).append(one.module)
     could_be: dict[frozenset[Any], bool] = {}
+    held: Counter[Path] = Counter()  # how many numbers are below a path
     tree: dict[str, Any] = {}
     paths = [(leaf.path, name, False) for name, leaf in side.leaves.items()]
     for path, name, repeats in [*paths, *((path, name, True) for path, name in side.also)]:
@@ -246,6 +248,7 @@ def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
         for part in above:
             node = node.setdefault(part, {})
         node[own] = (name, repeats)
+        held.update({path[:n]: prod(side.leaves[name].shape) for n in range(len(path))})
 
     def flat(node: Any) -> Iterator[tuple[Path, tuple[str, bool]]]:
         if isinstance(node, tuple):
@@ -259,7 +262,12 @@ def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
         shapes = {".".join(rest): side.leaves[name].shape for rest, (name, _) in flat(node)}
         return any(rules.fits(module, shapes) for module in of_size.get(entries(shapes), ()))
 
+    def opened(node: Any, path: Path) -> Node:
+        return _without_wrapper(Node(path, [walk(child, (*path, key)) for key, child in node.items()]))
+
     def walk(node: Any, path: Path) -> Node:
+        if not isinstance(node, tuple) and held[path] not in of_size:  # no layer, and its leaves need not be listed
+            return opened(node, path)
         leaves = {".".join(rest): leaf for rest, leaf in flat(node)}
         names = {relative: name for relative, (name, _) in leaves.items()}
         shapes = {relative: side.leaves[name].shape for relative, name in names.items()}
@@ -272,7 +280,7 @@ def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
         if isinstance(node, tuple) or (could_be[known] and not wraps):
             repeats = all(again for _, again in leaves.values())
             return Node(path, item=Flax(path, names, shapes, kind, repeats))
-        return _without_wrapper(Node(path, [walk(child, (*path, key)) for key, child in node.items()]))
+        return opened(node, path)
 
     return walk(tree, ())
 

@@ -151,7 +151,8 @@ class _Match:
         self.left_out = {name for name in state if any(name == o or name.startswith(f"{o}.") for o in out)} | {
             name for name, x in state.items() if not isinstance(x, Tensor)
         }
-        self.renamed = {name: partner for name, partner in renamed.items() if partner is not None}
+        kept = {name: partner for name, partner in renamed.items() if partner is not None}
+        self.renamed = _renames.by_first_names(net, side.also, kept)
 
     def pair(self, strict: bool) -> Pair:
         ours, keys = _layers.torch_nodes(self.net, self.state, self.first, self.left_out)

@@ -80,7 +80,7 @@ def pictures(self, x):
 
 def folded_back(self, x):
     y = self.conv(x).flatten(2)
-    return self.fc(y.view(y.size(0), 4, *x.size()[2:]).flatten(1))
+    return self.fc(y.view(y.size(0), 4, *x.size()[2:]).amax(3).flatten(1))
 
 
 def counted(self, x):
@@ -146,6 +146,15 @@ def on_a_map_twin(v, x):
     t = pixels(conv(v["conv"], x))
     t = layer_norm(v["norm"], t + dense(v["mlp"], t))
     return dense(v["fc"], flat(conv(v["out"], t.reshape(len(t), 4, 4, -1))))
+
+
+def told_by_a_view(self, x, table):
+    y = self.conv(x)
+    return self.fc(torch.cat([y.view(y.size(0), 4, 4, 4).flatten(1), table], 1))
+
+
+def told_by_a_view_twin(v, x, table):
+    return dense(v["fc"], jnp.concatenate([flat(conv(v["conv"], x)), table], 1))
 
 
 def two_heads(self, x):
@@ -227,8 +236,8 @@ DECIDED = {
         lambda: net_of(pictures, conv=C(3, 4, 3), fc=L(64, 5)), head_twin, (IMAGE,),
     ),
     "an image again, by the shape of another": (
-        lambda: net_of(folded_back, conv=C(3, 4, 3, padding=1), fc=L(144, 5)),
-        lambda v, x: dense(v["fc"], flat(conv(v["conv"], x, "SAME"))), (IMAGE,),
+        lambda: net_of(folded_back, conv=C(3, 4, 3, padding=1), fc=L(24, 5)),
+        lambda v, x: dense(v["fc"], flat(conv(v["conv"], x, "SAME").max(2))), (IMAGE,),
     ),
     "features counted in a loop": (
         lambda: net_of(counted, conv=C(3, 4, 3), fc=L(64, 5)), head_twin, (IMAGE,),
@@ -281,6 +290,29 @@ DECIDED = {
         lambda: net_of(crnn, conv=nn.Conv1d(8, 4, 1), mid=L(4, 6), again=nn.Conv1d(6, 2, 1), fc=L(6, 5)), crnn_twin,
         (SERIES,),
     ),
+    "a size that a view tells": (
+        lambda: net_of(told_by_a_view, conv=C(3, 4, 3), fc=L(76, 5)), told_by_a_view_twin, (IMAGE, np.ones((2, 12))),
+    ),
+    "a map of the mean over channels": (
+        lambda: net_of(lambda self, x: self.fc(self.conv(x).mean(1).flatten(1)), conv=C(3, 4, 3), fc=L(16, 5)),
+        lambda v, x: dense(v["fc"], flat(conv(v["conv"], x).mean(-1))), (IMAGE,),
+    ),
+    "the mean over channels, kept": (
+        lambda: net_of(lambda self, x: self.fc(self.conv(x).mean(1, keepdim=True).flatten(1)), conv=C(3, 4, 3),
+            fc=L(16, 5)),
+        lambda v, x: dense(v["fc"], flat(conv(v["conv"], x).mean(-1))), (IMAGE,),
+    ),
+    "some of the channels": (
+        lambda: net_of(lambda self, x: self.fc(self.conv(x)[:, 1:5].flatten(1)), conv=C(3, 6, 3), fc=L(64, 5)),
+        lambda v, x: dense(v["fc"], flat(conv(v["conv"], x)[..., 1:5])), (IMAGE,),
+    ),
+    "channels told by a part of the shape": (
+        lambda: net_of(
+            lambda self, x: (lambda y: self.fc(y.reshape(y.size(0), y.shape[1:][0], -1).flatten(1)))(self.conv(x)),
+            conv=C(3, 4, 3), fc=L(64, 5),
+        ),
+        head_twin, (IMAGE,),
+    ),
     "channels moved to the end": (
         lambda: net_of(lambda self, x: self.fc(self.conv(x).movedim(1, -1).flatten(1)), conv=C(3, 4, 3), fc=L(64, 5)),
         head_twin, (IMAGE,),
@@ -310,6 +342,17 @@ DECIDED = {
 def test_what_the_flow_tells(name, x64):
     make, twin, given = DECIDED[name]
     check(make(), twin, given, x64)
+
+
+class Branch(nn.Module):
+    """Control flow that depends on values: it cannot be traced."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) if x.sum() < 1e9 else x
 
 
 def returned_twin(v, x):
@@ -393,6 +436,15 @@ def pooled_columns(self, x):
     return self.fc(x.view(x.size(0), x.size(1), -1)).sum(1)
 
 
+def frames_in_columns(self, z):
+    return self.conv(self.fc(z).view(z.size(0) * 2, -1, 4, 4)).view(z.size(0), 2, 3, -1).mean((1, 3))
+
+
+def frames_in_columns_twin(v, z):
+    y = jnp.moveaxis(dense(v["fc"], z).reshape(-1, 4, 4, 4), 1, -1)
+    return conv(v["conv"], y).reshape(len(z), -1, 3).mean(1)
+
+
 # name: the model, its twin, inputs, what the error says, and the remedy in it that is right for this twin
 ASKED = {
     "an image that the model returns": (
@@ -444,6 +496,40 @@ ASKED = {
         lambda: net_of(taken_out_by_numbers, conv=C(3, 2, 3), fc=L(32, 5)), taken_out_twin, (FRAMES,),
         ("flatten={'fc': 2}",), {"fc": 2},
     ),
+    "channels of one count and of another": (
+        lambda: net_of(lambda self, x: self.fc(self.branch(x)), fc=L(64, 5),
+            branch=Branch(nn.Sequential(C(3, 64, 1), C(64, 4, 3), nn.Flatten()))),
+        lambda v, x: dense(v["fc"], flat(conv(v["branch"]["inner"]["1"], conv(v["branch"]["inner"]["0"], x)))),
+        (IMAGE,), ("flatten={'fc': 4}",), {"fc": 4},
+    ),
+    "a table beside an unknown step": (
+        lambda: net_of(
+            lambda self, x, t: self.fc(torch.cat([torch.cumsum(self.conv(x), 1).flatten(1), t], 1)), conv=C(3, 4, 3),
+            fc=L(71, 5),
+        ),
+        lambda v, x, t: dense(v["fc"], jnp.concatenate([flat(jnp.cumsum(conv(v["conv"], x), -1)), t], 1)),
+        (IMAGE, np.ones((2, 7))), ("fc reads 71 features, perhaps with an image flattened",),
+        {"fc": [(4, 64), (None, 7)]},
+    ),
+    "an array that scales flattened features": (
+        lambda: with_array(lambda self, x: self.fc(self.conv(x).flatten(1) * self.array), 64, conv=C(3, 4, 3),
+            fc=L(64, 5)),
+        lambda v, x: dense(v["fc"], flat(conv(v["conv"], x) * jnp.moveaxis(v["array"].reshape(4, 4, 4), 0, -1))),
+        (IMAGE,), ("array meets 4 channels flattened", "flatten={'fc': 4}"), {"fc": 4, "array": None},
+    ),
+    "another batch": (
+        lambda: net_of(
+            lambda self, x: self.fc(torch.cat([self.conv(x), self.conv(-x)], 0).view(x.size(0), -1)), conv=C(3, 4, 3),
+            fc=L(128, 5),
+        ),
+        lambda v, x: dense(v["fc"], jnp.concatenate([conv(v["conv"], x), conv(v["conv"], -x)]).reshape(len(x), -1)),
+        (IMAGE,), ("fc reads 128 features",), {"fc": [(4, 64), (4, 64)]},
+    ),
+    "three axes by -1": (
+        lambda: net_of(lambda self, x: self.fc(self.conv(x).view(-1, 4, 16)).sum(1), conv=C(3, 4, 3), fc=L(16, 5)),
+        lambda v, x: dense(v["fc"], pixels(conv(v["conv"], x)).swapaxes(1, 2)).sum(1), (IMAGE,),
+        ("fc reads 16 features, perhaps 4 channels flattened",), {"fc": None},
+    ),
     "frames side by side": (
         lambda: net_of(taken_out_of_rows, conv=C(3, 2, 3), fc=L(64, 5)),
         lambda v, x: dense(v["fc"], of_frames(v, x).reshape(len(x), -1)), (FRAMES,), ("flatten={'fc': 2}",),
@@ -458,6 +544,20 @@ ASKED = {
         lambda: with_array(lambda self, x: self.conv(x).flatten(1) @ self.array, 64, 5, conv=C(3, 4, 3)), bare_twin,
         (IMAGE,), ("array meets 4 channels flattened, and no option permutes it", "flatten={'array': None}"),
         {"array": None},
+    ),
+    "frames in the columns": (
+        lambda: net_of(frames_in_columns, fc=L(6, 128), conv=C(4, 3, 1)), frames_in_columns_twin, (LATENT,),
+        ("fc writes a part of an image, or several", "flatten={'fc': None}"), {"fc": None},
+    ),
+    "flattened with the batch": (
+        lambda: net_of(lambda self, x: self.fc(torch.flatten(self.conv(x))), conv=C(3, 4, 3), fc=L(64, 5)),
+        lambda v, x: dense(v["fc"], conv(v["conv"], x).reshape(-1)), (IMAGE[:1],), ("flatten={'fc': 4}",), {"fc": 4},
+    ),
+    "a flattened image in parts of another length": (
+        lambda: net_of(lambda self, x: self.fc(self.conv(x).flatten(1).view(x.size(0), 8, -1)).sum(1),
+            conv=C(3, 4, 3), fc=L(8, 5)),
+        lambda v, x: dense(v["fc"], jnp.moveaxis(conv(v["conv"], x), -1, 1).reshape(-1, 8, 8)).sum(1), (IMAGE,),
+        ("fc reads 8 features, perhaps 4 channels flattened",), {"fc": None},
     ),
     "a layer that forward does not call": (
         lambda: net_of(lambda self, x: self.conv(x).mean((2, 3)), conv=C(3, 4, 3), fc=L(64, 5)),

@@ -37,7 +37,7 @@ class Flow:
             return replace(x, sure=True, claims=frozenset(), channels=x.channels or count)
         if isinstance(x, Plain) and x.features is None and count:
             doubtful = x.viewed or {Claim(writer, count, None, None) for writer in x.writers}
-            self.unclear += [(name, claim) for claim in doubtful]
+            self.unclear += [(name, claim._replace(channels=claim.channels or count)) for claim in doubtful]
         return x
 
     def unknown(self, values: Any, name: str = "") -> Any:

@@ -78,7 +78,8 @@ def _view_of_plain(x: Plain, count: int | None, space: list[int | None], places:
         places = whole // count
     proven = same or (x.features is not None and count is not None and places is not None)
     if not proven and not x.given:
-        return Plain(None, x.writers, "", x.claims(count, places))
+        parts = replace(x, viewed=x.viewed or x.claims(None, None))  # of a batch in which there may be frames
+        return Plain(None, x.writers, "", replace(parts, features=None).claims(count, places))
     return Image(count, len(space), places, False, x.claims(count, places))
 
 
@@ -187,8 +188,6 @@ def reduce(x: Any, dim: Any, keepdim: bool) -> Any:
     dims = {x.axis(n) for n in listed(dim)}
     if not keepdim:
         return _without(x, dims)
-    if 0 in dims:
-        raise NotUnderstood
     one = x.places == 1 or dims >= set(range(2, x.axes + 2))
     return replace(x, channels=1 if 1 in dims else x.channels, places=1 if one else None)
 
