@@ -6,8 +6,8 @@ replaced for as long as the model runs.
 
 NOTE [hidden layers]: the models run operation by operation, as they are written: what JAX compiles for one operation
 serves all layers of these shapes, and the next call of `locate`. A layer that is called inside `jax.jit`, `vmap`,
-`scan` or `checkpoint` of the model's own is hidden. Models with such layers run under `jax.disable_jit`, which opens
-all of these but `vmap` and `checkpoint`.
+`scan` or `checkpoint` of the model's own is hidden. A model of which too few calls are seen runs under
+`jax.disable_jit`, which opens all of these but `vmap` and `checkpoint`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,13 +40,12 @@ class Model:
         build: leaves by name -> linen variables.
 
     Attributes:
-        opened: whether it runs under `jax.disable_jit`.
-        hidden: whether a layer was called where its values cannot be seen; NOTE [hidden layers].
+        opened: whether it runs under `jax.disable_jit`; NOTE [hidden layers].
     """
 
     def __init__(self, module: Any, call: Function, build: Function) -> None:
         self.module, self.call, self.build = module, call, build
-        self.opened = self.hidden = False
+        self.opened = False
         if isinstance(module, nnx.Module):
             copied = nnx.clone(module)
             for path, child in _modules(copied):
@@ -85,7 +84,6 @@ class Model:
                 for path, x in nnx.to_flat_state(nnx.state(module))
                 if not isinstance(x, nnx.RngState)
             }
-        self.hidden = self.hidden or layers.hidden
         return named_outputs(SIDE.where, out), state
 
     @contextmanager
@@ -105,7 +103,7 @@ class _Layers:
     """
 
     def __init__(self, groups: Sequence[Group], hook: Hook, traces: set[int]) -> None:
-        self.hook, self.traces, self.hidden = hook, traces, False
+        self.hook, self.traces = hook, traces
         self.layers = {path: group for group in groups for path in group.flax}
         self.inside = False
         self.calls: dict[Group, int] = {}
@@ -149,10 +147,7 @@ class _Layers:
 
     def called(self, module: Any, path_of: Function, call: Function, args: Any, kwargs: Any) -> Any:
         group, path = self._group(module, path_of)
-        if group is None or self.inside:
-            return call(*args, **kwargs)
-        if self._elsewhere((args, kwargs)):
-            self.hidden = True
+        if group is None or self.inside or self._elsewhere((args, kwargs)):
             return call(*args, **kwargs)
         n = self.calls[group] = self.calls.get(group, -1) + 1
         convention = group.theirs

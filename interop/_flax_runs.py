@@ -1,5 +1,6 @@
 """The runs of `locate` on the flax side: free, then cut."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,24 +32,33 @@ class FlaxRuns:
         self.calls: list[Seen] = []
         self.out: Arrays = {}
 
-    def look(self, way: dict[int, Layout], groups: Sequence[Group]) -> None:
-        """Notes the calls of a free run that gets the inputs in these layouts."""
-        self.inputs = way
-        self.model.opened = self.model.hidden = False
-        try:
-            self._look(groups)
-        except Exception as error:  # flax's recurrent layers start in float32, which a loop refuses to mix with float64
-            self.model.opened = True
-            try:
-                self._look(groups)
-            except Exception:
-                raise error from None
-        if self.model.hidden and not self.model.opened:  # NOTE [hidden layers]
-            self.model.opened = True
-            self._look(groups)
+    def look(self, way: dict[int, Layout], groups: Sequence[Group], wanted: Counter[Group]) -> None:
+        """Notes the calls of a free run that gets the inputs in these layouts.
 
-    def _look(self, groups: Sequence[Group]) -> None:
+        Args:
+            way: the layout of each input.
+            groups: the layers.
+            wanted: how many calls of each there should be.
+        """
+        self.inputs = way
+        failed: Exception | None = None
+        try:
+            self._look(groups, opened=False)
+            few = wanted - Counter(seen.group for seen in self.calls)
+        except Exception as error:  # flax's recurrent layers start in float32, which a loop refuses to mix with float64
+            failed, few = error, wanted
+        if few:  # NOTE [hidden layers]
+            try:
+                self._look(groups, opened=True)
+            except Exception:
+                if failed is None:
+                    self._look(groups, opened=False)
+                else:
+                    raise failed from None
+
+    def _look(self, groups: Sequence[Group], opened: bool) -> None:
         tape = Tape()
+        self.model.opened = opened
         with self.model.precision(64):
             self.out, _ = self._called(self._arguments(64, None), groups, tape)
         self.calls = tape.calls

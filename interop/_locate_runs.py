@@ -1,5 +1,6 @@
 """All runs of `locate`: each side free, and cut at its layers in both precisions and with numbers moved by an ulp."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -102,23 +103,25 @@ class Runs:
             turned = _activations.expected(self.torch.calls[first].group.slot("input"), shape)
             same = [i for i, x in arrays.items() if x.shape == shape and turned.moves]
             ways = [as_is | dict.fromkeys(same, turned), as_is] if same else ways
+        wanted = Counter(seen.group for seen in self.torch.calls)
         failures: list[Exception] = []
         good = []
         for way in ways:
             try:
-                self.jax.look(way, groups)
+                self.jax.look(way, groups, wanted)
                 good.append(way)
             except Exception as error:
                 failures.append(error)
         if not good:
             raise failures[0]
         if len(good) > 1:  # all axes have the same length
-            good.sort(key=lambda way: self._off(way, groups, first or 0))
-        self.jax.look(good[0], groups)
+            good.sort(key=lambda way: self._off(way, groups, wanted, first or 0))
+        if good[0] is not self.jax.inputs:
+            self.jax.look(good[0], groups, wanted)
 
-    def _off(self, way: dict[int, Layout], groups: Sequence[Group], first: int) -> float:
+    def _off(self, way: dict[int, Layout], groups: Sequence[Group], wanted: Counter[Group], first: int) -> float:
         """How far off what the first layer of images reads is with the inputs in these layouts."""
-        self.jax.look(way, groups)
+        self.jax.look(way, groups, wanted)
         group = self.torch.calls[first].group
         theirs = next((np.array(seen.arrived["input"]) for seen in self.jax.calls if seen.group is group), None)
         if theirs is None:

@@ -134,13 +134,11 @@ def test_what_is_found_can_be_printed_and_written():
 
 
 def test_a_long_table_shows_the_ends_and_what_differs():
-    layer = interop.Location("rounding", "", "", (), (None, None)).layers  # the record itself checks nothing
-    assert layer == ()
     found = located(Two(), TwoNNX(), X)
     many = interop.Location(
         found.verdict, "", "", tuple(found.layers[0] for _ in range(200)), found.ends, found.reasons
     )
-    assert len(str(many).splitlines()) < 12 and "... and 197 more calls" in str(many)
+    assert len(str(many).splitlines()) < 12 and "... and 198 more calls" in str(many)
 
 
 # --- what is to be said besides ---
@@ -162,6 +160,7 @@ def test_a_bare_linen_module_gets_the_values_of_pytorch():
     assert interop.locate(net, flax, interop.match(net, variables["params"]), X).verdict == "rounding"
 
 
+@pytest.mark.relaxed_promotion
 def test_a_hard_coded_dtype_is_inconclusive():
     found = located(Two(), TwoNNX(dtype=jnp.float32), X)
     assert (found.verdict, found.where, found.direction) == ("inconclusive", "inside `a`", "forward")
@@ -261,6 +260,7 @@ class TimesLinen(linen.Module):
         return linen.Dense(3, name="head")(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape, verdict", [((5, 3, WIDTH), "rounding"), ((4, 4, WIDTH), "inconclusive")])
 def test_axes_of_equal_length_leave_a_layout_open(shape, verdict):
     net, x = Times(), np.random.default_rng(0).normal(size=shape)
@@ -382,6 +382,7 @@ class BatchNormedNNX(nnx.Module):
         return jnp.tanh(self.bn(self.a(x)))
 
 
+@pytest.mark.relaxed_promotion
 def test_training_mode_agrees_but_for_the_running_variance_and_changes_no_model():
     net, model, pair = paired(BatchNormed().train(), BatchNormedNNX())
     model.train()
