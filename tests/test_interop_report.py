@@ -160,13 +160,19 @@ def test_a_large_report_stays_readable_and_small():
     assert first[1].replace("<wbr>", "") == names[321] and first[2] == "31", "the most serious first"
     assert "largest of 492 other leaves" in page.text and "\u2026321.attention.query.kernel (semantic)" in page.text
     ((at, _),) = re.findall(r'<circle class="s0 ring" cx="([\d.]+)" cy="([\d.]+)"', text)
-    drawn = dict(re.findall(r'<path class="(s\d|rest)" d="M([^"]+)"', text))
+    drawn = dict(re.findall(r'<path class="(s\d|rest)" d="M([^"]+ L[^"]+)"', text))
     assert drawn["s0"].split(" L")[30].split()[0] == at, "the ring is at step 31"
     assert drawn["rest"] == drawn["s1"], "the largest of the others, which is that of the second leaf"
     long = trajectories(["w"], 2000, lambda i, step: 1e-3 if step == 1000 else 1e-16)
     (chart,) = re.findall(r'<svg class="chart".*?</svg>', long.to_html())
     assert len(chart) < 20_000 and "Of every few steps the largest error is drawn" in long.to_html()
     assert len(set(re.findall(r" (\d+\.\d)", re.search(r'class="s0" d="M([^"]+)"', chart)[1]))) == 2, "the spike stays"
+
+
+def test_the_table_begins_with_the_most_serious_verdicts_and_the_largest_errors():
+    report = summed_up([leaf(name, error) for name, error in (("a", 1e-16), ("b", 3e-4), ("c", 9e-16), ("d", 1e-3))])
+    assert re.findall(r'<th scope="row">(.)</th>', report.to_html()) == ["d", "b", "c", "a"]
+    assert [row.name for row in report.ranked()] == ["b", "d", "a", "c"], "in text, the order of the model"
 
 
 def test_names_and_reasons_of_any_length_are_cut():
@@ -237,7 +243,8 @@ def test_on_a_terminal_it_has_colours_and_elsewhere_none():
 
 def test_square_brackets_in_names_are_no_markup():
     report = summed_up([leaf("layers[bold]", 1e-16, reason="see [red]")])
-    assert "layers[bold]" in shown(report) and "see [red]" in shown(report)
+    assert shown(report).count("layers[bold]") == 2, "in the reason and in the table"
+    assert "see [red]" in shown(report)
 
 
 def test_hints_and_the_leaves_that_are_not_listed_are_in_both_texts():
