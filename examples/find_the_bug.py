@@ -41,6 +41,7 @@ import funcreg.jax as frj
 import funcreg.torch as fr
 from funcreg import interop
 
+jax.config.update("jax_disable_most_optimizations", True)  # small programs, run a few times: compiling takes longest
 Activation = Callable[[jax.Array], jax.Array]
 HYPER = {"lr": 1e-2, "decay": 0.1}
 
