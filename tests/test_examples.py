@@ -146,6 +146,13 @@ def port_transformer(n: Numbers) -> None:
     assert n.pop("accuracy") > 0.8
 
 
+def find_the_bug(n: Numbers) -> None:
+    for fault, apart in (("gelu", 1e-5), ("relu", 1e-3), ("decay", 0.1)):
+        assert n.pop(f"{fault}: apart") > apart
+        assert n.pop(f"{fault}: apart after hint") < 1e-12
+        assert n.pop(f"{fault}: named") == n.pop(f"{fault}: located") == 1
+
+
 CHECKS: dict[str, Callable[[Numbers], None]] = {
     check.__name__: check
     for check in (
@@ -160,6 +167,7 @@ CHECKS: dict[str, Callable[[Numbers], None]] = {
         port_mlp,
         port_convnet,
         port_transformer,
+        find_the_bug,
     )
 }
 

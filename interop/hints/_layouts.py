@@ -93,7 +93,7 @@ def _split(call: Call) -> Iterator[Option]:
     k = x.ndim - 1
     if out.ndim < k + 2 or x.shape[:k] != out.shape[:k] or min(out.shape[k:]) < 2:
         return
-    axes: tuple[int, ...] = tuple(out.shape[k:])
+    axes = list(out.shape[k:])
     now = f"splits an axis into {'x'.join(map(str, axes))} in {call.name}"
     for key, order in (("last", (-1, k)), ("first", (k, -1))):
         if key == "last" or len(axes) > 2:
