@@ -188,10 +188,11 @@ def _specialized(
         what = f"{which} becomes a fixed number"
     else:
         what = f"the function is another one where {which} is {size}"
+    also = "" if size is None else f"add {size} to check_sizes, since sizes that are run need no proof; "
     operation = f" in {broken.operation}" if broken and broken.operation else ""
     place = f", at {broken.place}" if broken and broken.place else ""
     return SpecializationError(
-        f"{where}: {what}{operation}{place}. Remedy: no int(), float(), math function, Python branch or loop on "
+        f"{where}: {what}{operation}{place}. Remedy: {also}no int(), float(), math function, Python branch or loop on "
         f"x.shape[{axis}]; if this is inside vmap, some operations need a number there: index with a one-hot mask "
         "instead of labels (cross_entropy, gather), run the members of an ensemble in a loop and torch.stack the "
         "results; or leave the dimension out of `dynamic`, and export a file for each size"
