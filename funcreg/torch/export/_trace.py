@@ -225,6 +225,11 @@ def _explained(where: str, error: Exception, sizes: Mapping[str, int]) -> Export
             f"{where}: the function uses a tensor that is none of its arguments{place}: {found}; pass it as an "
             "argument, and put it into the example (parameters, state, anchors and masks are inputs of the file)"
         )
+    if "dynamo-optimized" in str(error):
+        return UnsupportedOpError(
+            f"{where}: the function has been compiled by torch.compile{place}; export the one that was compiled "
+            "(ensemble(init, step, compiled=False))"
+        )
     names = ", ".join(f"{dim}={size}" for dim, size in sizes.items())
     return ExportError(
         f"{where}: the function fails on tensors without numbers{place}{f' at {names}' if names else ''}: "
