@@ -18,13 +18,14 @@ A manifest lies beside the file it describes, under the name of that file plus `
         "torchscript": {"name": "step.pt", "sha256": "...", "bytes": 7600},
         "cases": {"name": "step.pt.safetensors", "sha256": "...", "bytes": 12000}
       },
-      "cases": [{"method": "forward", "sizes": {"batch": 1}}, ...],
+      "cases": [{"method": "forward", "sizes": {"batch": 1}, "carried": ["state.params.w"]}, ...],
       "self_check": {"compared": 96, "bitwise": true, "threads": 2, "cpu_capability": "AVX512", ...}
     }
 
 An entry of a shape is a number, the name of a dynamic dimension, or for outputs an expression in such names
 (`"2*batch"`). The arrays of case `i` stand in the file of cases as `i.in.NAME` and `i.out.NAME`; an input without a
-dynamic dimension is the same in all cases, and stands there once, as `in.NAME`.
+dynamic dimension is the same in all cases and stands there once, as `in.NAME`. But a training step begins where the
+one before ended: an input of case `i` that is `carried` is `(i-1).out.NAME`.
 """
 
 from __future__ import annotations

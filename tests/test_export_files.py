@@ -259,7 +259,9 @@ def test_a_traced_twin_is_caught(copy):
     wrong = script({"w": torch.ones(4), "x": torch.ones(16, 4)})["output"]
     assert wrong.tolist() == [2.0] * 4 and mean(torch.ones(4), torch.ones(16, 4)).tolist() == [1.0] * 4
     replace(copy, "torchscript", _torchscript.to_bytes(script))
-    with pytest.raises(fr.export.SelfCheckError, match=r"in 4 of 5 outputs; first torchscript forward batch=1, output"):
+    with pytest.raises(
+        fr.export.SelfCheckError, match=r"in 4 of 5 outputs; first torchscript forward case 1 batch=1, output"
+    ):
         fr.export.verify_exported(copy)
 
 
@@ -272,7 +274,7 @@ def test_a_reference_that_is_one_ulp_off_is_caught(copy):
     replace(copy, "cases", copy.with_name("new").read_bytes())
     with pytest.raises(
         fr.export.SelfCheckError,
-        match=r"in 1 of 5 outputs; first torchscript forward batch=2, output: 1 of 4 .* or 1 ulp .* nothing may differ",
+        match=r"in 1 of 5 outputs; first torchscript forward case 2 batch=2, output: 1 of 4 .* or 1 ulp .* nothing may",
     ):
         fr.export.verify_exported(copy)
     # on another machine this is within the bound, and is reported

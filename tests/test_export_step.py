@@ -39,8 +39,10 @@ def test_case(exports, name):
     inputs = take_apart("test", case.example, case.dynamic)
     method = report.manifest.methods["forward"]
     dims = sorted(set(inputs.sizes))
-    # all sizes of every dimension, the example's, and with two dimensions their combinations in turn
-    cases = 1 + 4 * len(dims)
+    # the example's sizes, all others of every dimension, with two dimensions also in turn, and for a state once more
+    state = [name for name in method.inputs if name in method.outputs]
+    cases = 1 + 4 * len(dims) + bool(state)
+    assert report.manifest.cases[1]["carried"] == state and report.manifest.cases[0]["carried"] == []
     assert report.bitwise and report.compared == cases * len(method.outputs)
     assert list(report.manifest.sizes) == dims
     for sizes in ({dim: 11 + 2 * k for k, dim in enumerate(dims)}, dict.fromkeys(dims, 1), dict.fromkeys(dims, 37)):
@@ -90,6 +92,17 @@ def test_inputs_are_not_changed(exports):
     assert all(same_bits(inputs[name], before[name]) for name in before)
     owned = [x.untyped_storage().data_ptr() for x in (*inputs.values(), *outputs.values())]
     assert len(set(owned)) == len(owned)
+
+
+@pytest.mark.parametrize("name", ["prox_adam", "cross_entropy", "private", "convnet", "attention"])
+def test_no_device_is_in_the_file(exports, name):
+    """A file made on the CPU computes where its inputs are; without an accelerator, on tensors without numbers."""
+    case, _, exported = exports(name)
+    inputs = take_apart("test", case.example, case.dynamic).tensors
+    module = exported.module
+    got = module({name: x.to("meta") for name, x in inputs.items()})
+    for key, spec in exported.manifest.methods["forward"].outputs.items():
+        assert got[key].device.type == "meta" and list(got[key].shape) == [{"batch": 8}.get(n, n) for n in spec.shape]
 
 
 def test_arguments_go_to_parameters_of_their_names(tmp_path):

@@ -43,9 +43,12 @@ A penalty's methods are called by name: `module.get_method("prox")({inputs})`.
 **Onwards from the pt2**, whose methods the recorded cases check as well:
 
     program = torch.export.load("step.pt2")
-    torch.onnx.export(program, (), "step.onnx", dynamo=True)                      # pip install onnx onnxscript
-    torch._inductor.aoti_compile_and_package(program, package_path="/.../step.aoti.pt2")      # needs a C++ compiler
+    method = report.manifest.methods["forward"]
+    names = {"input_names": list(method.inputs), "output_names": [f"new.{name}" for name in method.outputs]}
+    torch.onnx.export(program, (), "step.onnx", dynamo=True, optimize=False, **names)
+    torch._inductor.aoti_compile_and_package(program, package_path="/tmp/step.aoti.pt2")  # needs a C++ compiler
 
+ONNX, which needs onnx and onnxscript, has no name twice; its optimizer (onnxscript 0.7.2) breaks graphs with a clamp.
 An AOTInductor package is compiled for one instruction set, differs in the last bits, and looks at the shapes of its
 inputs only if the environment variable AOTI_RUNTIME_CHECK_INPUTS is 1.
 

@@ -16,6 +16,7 @@ from ..._export_errors import IntegrityError, SelfCheckError, VersionError
 from ..._manifest import Manifest, checked_bytes, manifest_path, read
 from .. import _wing
 from . import _check, _torchscript
+from ._inputs import dtype_name
 from ._report import ExportReport, report
 
 _FORMATS = {".pt": "torchscript", ".pt2": "pt2"}
@@ -53,12 +54,35 @@ class Exported:
         for name, x in flat.items():
             if not isinstance(x, Tensor):
                 raise TypeError(f"exported: the input {name!r} must be a tensor, got {type(x).__name__}")
-        try:
-            return getattr(self.module, method)(flat)
-        except torch.jit.Error as error:
-            # the file's own message is the last line, after TorchScript's traceback
-            last = str(error).strip().splitlines()[-1]
-            raise ValueError(last.removeprefix("builtins.ValueError: ")) from None
+        _check_inputs(self.manifest, method, flat)
+        return getattr(self.module, method)(flat)
+
+
+def _check_inputs(manifest: Manifest, method: str, tensors: Mapping[str, Tensor]) -> None:
+    """What a TorchScript file checks itself, and in its words; an exported program takes other dtypes in silence."""
+    specs = manifest.methods[method].inputs
+    unknown = [name for name in tensors if name not in specs]
+    if unknown:
+        raise ValueError(f"there is no input {unknown[0]}; the inputs are {', '.join(specs)}")
+    seen: dict[str, tuple[str, int]] = {}
+    for name, spec in specs.items():
+        if name not in tensors:
+            raise ValueError(f"input {name} is missing; it must be {spec}")
+        x = tensors[name]
+        fits = dtype_name(x.dtype) == spec.dtype and x.ndim == len(spec.shape)
+        if not fits or any(isinstance(n, int) and x.size(axis) != n for axis, n in enumerate(spec.shape)):
+            raise ValueError(f"input {name} must be {spec}, got {dtype_name(x.dtype)}{list(x.shape)}")
+        first = tensors[next(iter(specs))].device
+        if x.device != first:
+            raise ValueError(f"input {name} is on {x.device}, the first one on {first}")
+        for axis, dim in enumerate(spec.shape):
+            if isinstance(dim, int):
+                continue
+            other, size = seen.setdefault(dim, (name, x.size(axis)))
+            if x.size(axis) != size:
+                raise ValueError(f"{dim} must be the same in the inputs {other} and {name}")
+            if size in manifest.sizes[dim]["refused"]:
+                raise ValueError(f"{dim} = {size} was not checked when this file was made: input {name}")
 
 
 def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..._export_errors import UnsupportedOpError
 from ._inputs import Inputs, Tensors
 from ._trace import Trace
 
@@ -22,15 +23,23 @@ class _Program(torch.nn.Module):
         return {name: x.clone() for name, x in zip(self.outputs, results, strict=True)}
 
 
-def save_pt2(trace: Trace, inputs: Inputs, path: Path) -> None:
+def save_pt2(where: str, trace: Trace, inputs: Inputs, path: Path) -> None:
     """Write an ExportedProgram whose `module()(inputs)` takes and returns dicts of tensors by name.
 
-    torch.export looks at the function's numbers and sizes once more, and refuses what has become fixed.
+    Raises:
+        UnsupportedOpError: torch.export, which looks at the sizes once more, does not take the graph.
     """
     primes = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
     example = inputs.resized(dict(zip(inputs.sizes, primes, strict=False)))
     shapes: dict[str, Any] = {
         name: {axis: torch.export.Dim.DYNAMIC for axis in inputs.dims[name]} or None for name in inputs.tensors
     }
-    program = torch.export.export(_Program(trace, list(inputs.tensors)), (example,), dynamic_shapes=(shapes,))
-    torch.export.save(program, path)
+    try:
+        program = torch.export.export(_Program(trace, list(inputs.tensors)), (example,), dynamic_shapes=(shapes,))
+        torch.export.save(program, path)
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise UnsupportedOpError(
+            f"{where}: torch.export refuses the graph of the function, {type(error).__name__}: {first}; leave 'pt2' "
+            "out of formats"
+        ) from error

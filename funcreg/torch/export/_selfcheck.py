@@ -74,9 +74,9 @@ def _check_file(kind, data, manifest, arrays, found):
             method = case["method"]
             run = getattr(loaded, method)
             names = manifest["methods"][method]["inputs"]
-            given = {name: arrays[f"{i}.in.{name}" if f"{i}.in.{name}" in arrays else f"in.{name}"] for name in names}
+            given = {name: _input(arrays, manifest["cases"], i, name) for name in names}
             inputs = {name: x.to(device, copy=True) for name, x in given.items()}
-            where = " ".join([kind, method, *(f"{dim}={size}" for dim, size in case["sizes"].items())])
+            where = " ".join([kind, method, f"case {i}", *(f"{dim}={size}" for dim, size in case["sizes"].items())])
             try:
                 outputs = run(inputs)
             except Exception as error:
@@ -87,6 +87,13 @@ def _check_file(kind, data, manifest, arrays, found):
                 _compare(f"{where}, {name}", outputs[name], arrays[f"{i}.out.{name}"], found)
             for name, x in inputs.items():
                 _compare(f"{where}, the input {name} afterwards", x, given[name], found)
+
+
+def _input(arrays, cases, i, name):
+    """An input of a case: the output of the case before, or its own, or that of all cases."""
+    if name in cases[i]["carried"]:
+        return arrays[f"{i - 1}.out.{name}"]
+    return arrays[f"{i}.in.{name}" if f"{i}.in.{name}" in arrays else f"in.{name}"]
 
 
 def _compare(where, got, expected, found):

@@ -113,6 +113,10 @@ def trace(
     for dim, symbol in symbols.items():
         if env.replace(symbol).is_number:
             raise _specialized(where, dim, traced.failing({**sizes, dim: sizes[dim] + 1}), inputs)
+    for assumption in env.assumptions:
+        if assumption.own:
+            dim = next(d for d, symbol in symbols.items() if symbol in assumption.expression.free_symbols)
+            raise _specialized(where, dim, assumption, inputs)
     return traced
 
 
@@ -123,9 +127,17 @@ def stand_ins(inputs: Inputs) -> dict[str, int]:
     return dict(zip(dict.fromkeys(inputs.sizes), primes, strict=False))
 
 
-# Sizes at which assumptions are looked at: all small ones, then those around powers of two.
-_SIZES = [*range(2, 131), *(2**k + d for k in range(8, 21) for d in (-1, 0, 1))]
 _MOST_TRACES = 12
+
+
+def _telling_sizes(assumptions: Sequence[Assumption]) -> list[int]:
+    """Sizes at which to look at assumptions: all small ones, those around powers of two, and around the numbers that
+    occur in the assumptions and their quotients."""
+    sizes = {*range(2, 131), *(2**k + d for k in range(8, 21) for d in (-1, 0, 1))}
+    for assumption in assumptions:
+        numbers = {abs(int(n)) for n in assumption.expression.atoms() if n.is_Integer and n != 0}
+        sizes |= {a // b + d for a in numbers for b in (1, *numbers) for d in (-1, 0, 1)}
+    return sorted(size for size in sizes if size >= 2)
 
 
 def check_all_sizes(
@@ -145,10 +157,10 @@ def check_all_sizes(
         SpecializationError: names the dimension, the size and what was assumed.
     """
     traces = [first]
-    for size in [n for n in _SIZES if n not in checked] if first.env.assumptions else ():
-        # every dimension alone, and all of them; no two are equal, or they would be taken for one
-        near = {dim: size + k for k, dim in enumerate(first.sizes)}
-        for sizes in [*({**first.sizes, dim: size} for dim in first.sizes), near]:
+    assumptions = first.env.assumptions
+    for size in [n for n in _telling_sizes(assumptions) if n not in checked] if assumptions else ():
+        # every dimension alone, and all of them
+        for sizes in [*({**first.sizes, dim: size} for dim in first.sizes), dict.fromkeys(first.sizes, size)]:
             broken = [trace.failing(sizes) for trace in traces]
             if not all(broken):
                 continue
@@ -169,10 +181,13 @@ def _specialized(
 ) -> SpecializationError:
     """What fixed a dimension, where, and what to do."""
     name, axis = next((name, axis) for name, dims in inputs.dims.items() for axis, d in dims.items() if d == dim)
-    if size is None:
-        what = f"dimension {axis} ({dim!r}) of the input {name!r} becomes a fixed number"
+    which = f"dimension {axis} ({dim!r}) of the input {name!r}"
+    if broken and broken.own and not broken.expression.func.__name__ == "Equality":
+        what = f"the function branches on {which}"
+    elif size is None:
+        what = f"{which} becomes a fixed number"
     else:
-        what = f"the function is another one where dimension {axis} ({dim!r}) of the input {name!r} is {size}"
+        what = f"the function is another one where {which} is {size}"
     operation = f" in {broken.operation}" if broken and broken.operation else ""
     place = f", at {broken.place}" if broken and broken.place else ""
     return SpecializationError(

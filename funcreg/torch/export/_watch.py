@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -12,15 +13,19 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode, resolve_name
 
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent.parent), "<")
+_TORCH = str(Path(torch.__file__).parent)
+_LIBRARIES = (_TORCH, str(Path(__file__).parent.parent.parent), "<")
+# What stands between a branch on a size and `evaluate_expr`.
+_SYMBOLS = (f"{_TORCH}/fx/", f"{_TORCH}/__init__.py", f"{_TORCH}/utils/_stats.py", __file__)
 
 
 class Assumption(NamedTuple):
     """What a trace took for granted about sizes, such as `batch >= 16`."""
 
     expression: Any  # sympy
-    operation: str  # of PyTorch, in which it was made; empty if in the function's own code
+    operation: str  # of PyTorch, in which it was made; empty if unknown
     place: str  # in the function's own code; empty if unknown
+    own: bool  # made by the function's own code, in a Python branch
 
 
 class WatchedShapeEnv(ShapeEnv):
@@ -36,7 +41,8 @@ class WatchedShapeEnv(ShapeEnv):
         before = len(self.guards)
         result = super().evaluate_expr(*args, **kwargs)
         for guard in self.guards[before:]:
-            self.assumptions.append(Assumption(guard.expr, self._operation(), place()))
+            own = not _frames()[0].f_code.co_filename.startswith(_TORCH)
+            self.assumptions.append(Assumption(guard.expr, "" if own else self._operation(), place(), own))
         return result
 
     def _operation(self) -> str:
@@ -76,9 +82,16 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def place() -> str:
     """The line of the function's own code that is being run."""
+    own = [frame for frame in _frames() if not frame.f_code.co_filename.startswith(_LIBRARIES)]
+    return f"{own[0].f_code.co_filename}:{own[0].f_lineno}" if own else ""
+
+
+def _frames() -> list[FrameType]:
+    """The calls that led here, the innermost first, without those of symbolic sizes."""
+    frames = []
     frame = sys._getframe()
     while frame is not None:
-        if not frame.f_code.co_filename.startswith(_LIBRARIES):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        if not frame.f_code.co_filename.startswith(_SYMBOLS):
+            frames.append(frame)
         frame = frame.f_back
-    return ""
+    return frames

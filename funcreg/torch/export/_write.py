@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..._artifact import staged, target
 from ..._manifest import ArraySpec, FileSpec, Manifest, MethodSpec, manifest_path
-from . import _check, _refusals, _source, _torchscript, _trace
+from . import _cases, _check, _refusals, _source, _torchscript, _trace
 from ._inputs import DTYPES, Method, Tensors, dtype_name
 from ._report import ExportReport, report
 
@@ -34,39 +33,35 @@ def write(
     """Write the files of some functions; nothing is left behind if anything goes wrong."""
     started = time.perf_counter()
     formats = _formats(where, formats)
-    sizes_to_check = _sizes(where, check_sizes)
+    checked = _sizes(where, check_sizes)
     file = target(where, path, SUFFIXES[formats[0]], overwrite)
-    cases = _record(methods, sizes_to_check)  # first: what is wrong with the function itself is told by its own error
-    traces = {key: _traced(where, method, sizes_to_check) for key, method in methods.items()}
-    dims = dict.fromkeys(dim for method in methods.values() for dim in method.inputs.sizes)
-    sizes = {dim: {"refused": [n for n in (0, 1) if n not in sizes_to_check]} for dim in dims}
+    # first of all: what is wrong with a function itself is told by its own error
+    cases = _cases.record(methods, checked, feed_back=kind == "step")
+    traces = {key: _traced(where, method, checked) for key, method in methods.items()}
     specs = {key: _spec(methods[key], traces[key]) for key in methods}
-    described = [{"method": case.method, "sizes": case.sizes} for case in cases]
-    environment = {"threads": torch.get_num_threads(), "device": next(iter(methods.values())).inputs.device.type}
-    draft = Manifest(kind, name, "torch", torch.__version__, specs, sizes, {}, described, environment)
+    dims = dict.fromkeys(dim for method in methods.values() for dim in method.inputs.sizes)
+    sizes = {dim: {"refused": [n for n in (0, 1) if n not in checked]} for dim in dims}
+    described = [{"method": case.method, "sizes": case.sizes, "carried": case.carried} for case in cases]
+    check = {"threads": torch.get_num_threads(), "device": next(iter(methods.values())).inputs.device.type}
+    manifest = Manifest(kind, name, "torch", torch.__version__, specs, sizes, {}, described, check)
     with staged(where, file, overwrite) as folder:
-        if "torchscript" in formats:
-            data = _torchscript_bytes(where, draft, traces)
-            (folder / file.with_suffix(SUFFIXES["torchscript"]).name).write_bytes(data)
-        if "pt2" in formats:
+        names = {key: file.with_suffix(SUFFIXES[key]).name for key in formats} | {"cases": f"{file.name}.safetensors"}
+        if "torchscript" in names:
+            (folder / names["torchscript"]).write_bytes(_torchscript_bytes(where, manifest, traces))
+        if "pt2" in names:
             from ._pt2 import save_pt2
 
-            save_pt2(traces["forward"], methods["forward"].inputs, folder / file.with_suffix(".pt2").name)
-        _save_cases(cases, methods, folder / f"{file.name}.safetensors")
-        names = {key: file.with_suffix(SUFFIXES[key]).name for key in formats} | {"cases": f"{file.name}.safetensors"}
-        files = {key: FileSpec.of(folder / name) for key, name in names.items()}
-        temporary = manifest_path(folder / file.name)
-        temporary.write_text(_with(draft, files=files).to_json(), encoding="utf-8")
-        (result,) = _check.run(where, [temporary])
+            save_pt2(where, traces["forward"], methods["forward"].inputs, folder / names["pt2"])
+        (folder / names["cases"]).write_bytes(_cases.to_bytes(cases))
+        manifest = replace(manifest, files={key: FileSpec.of(folder / name) for key, name in names.items()})
+        beside = manifest_path(folder / file.name)
+        beside.write_text(manifest.to_json(), encoding="utf-8")
+        (result,) = _check.run(where, [beside])
         _check.require_equal(where, result)
-        checked = {**environment, **{key: result[key] for key in ("compared", "cpu_capability")}, "bitwise": True}
-        manifest = _with(draft, files=files, self_check=checked)
-        temporary.write_text(manifest.to_json(), encoding="utf-8")
+        check |= {key: result[key] for key in ("compared", "cpu_capability")}
+        manifest = replace(manifest, self_check={**check, "bitwise": True})
+        beside.write_text(manifest.to_json(), encoding="utf-8")
     return report(file, manifest, result, started)
-
-
-def _with(manifest: Manifest, **changes: Any) -> Manifest:
-    return Manifest(**{**{key: getattr(manifest, key) for key in manifest.__dataclass_fields__}, **changes})
 
 
 # --- tracing ---
@@ -121,57 +116,6 @@ def _torchscript_bytes(where: str, draft: Manifest, traces: Mapping[str, _trace.
         source += "\n" + _source.method(where, key, trace, draft.methods[key].inputs, refused, names)
     source += f"\ndef signature(self) -> str:\n    return {json.dumps(draft.signature())}\n"
     return _torchscript.to_bytes(_torchscript.compiled(where, source, constants))
-
-
-# --- recorded cases ---
-
-
-@dataclass(frozen=True)
-class Case:
-    method: str
-    sizes: dict[str, int]
-    inputs: Tensors
-    outputs: Tensors
-
-
-def _record(methods: Mapping[str, Method], check_sizes: Sequence[int]) -> list[Case]:
-    """What the functions return at the sizes of their examples and at those to be checked."""
-    cases = []
-    for key, method in methods.items():
-        for sizes in _combinations(method.inputs.sizes, check_sizes):
-            given = method.inputs.resized(sizes)
-            try:
-                outputs = method.run({name: x.clone() for name, x in given.items()})
-            except Exception as error:
-                if sizes != method.inputs.sizes:
-                    error.add_note(f"The function itself raises this at {sizes}, which check_sizes={check_sizes} asks.")
-                raise
-            cases.append(Case(key, sizes, given, outputs))
-    return cases
-
-
-def _combinations(example: Mapping[str, int], check_sizes: Sequence[int]) -> list[dict[str, int]]:
-    """Sizes of all dimensions: those of the example; every size for all; and different ones, in turn."""
-    dims, n = list(example), len(check_sizes)
-    cases = [dict(example)]
-    if dims:
-        cases += [dict.fromkeys(dims, size) for size in check_sizes]
-        cases += [{dim: check_sizes[(i + k) % n] for k, dim in enumerate(dims)} for i in range(n)]
-    return [case for i, case in enumerate(cases) if case not in cases[:i]]
-
-
-def _save_cases(cases: Sequence[Case], methods: Mapping[str, Method], path: Path) -> None:
-    from safetensors.torch import save  # not save_file, which makes files that only their owner can read
-
-    arrays = {}
-    for i, case in enumerate(cases):
-        dims = methods[case.method].inputs.dims
-        # parameters are the same in all cases, and may be large
-        named = {f"{i}.in.{name}" if dims[name] else f"in.{name}": x for name, x in case.inputs.items()}
-        for name, x in {**named, **{f"{i}.out.{name}": x for name, x in case.outputs.items()}}.items():
-            # results may share memory, which safetensors refuses
-            arrays[name] = x.detach().cpu().clone(memory_format=torch.contiguous_format)
-    path.write_bytes(save(arrays))
 
 
 # --- options ---
