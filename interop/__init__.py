@@ -10,6 +10,7 @@ It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alon
 from . import rules as rules
 from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch
+from .exported import exported as exported
 from .files import load as load
 from .files import save as save
 from .match import match as match

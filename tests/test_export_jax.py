@@ -20,7 +20,6 @@ import funcreg.jax as fr
 from funcreg._export_compare import Difference
 from funcreg._export_names import caller
 from funcreg._manifest import FileSpec
-from funcreg.jax.export import _cases
 from funcreg.jax.export.__main__ import main
 from funcreg.jax.export._inputs import flatten_outputs, take_apart
 
@@ -28,26 +27,7 @@ BATCH = {"x": {0: "batch"}, "y": {0: "batch"}}
 SIZES = (1,)  # each is a compilation, of the function and of the file
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fresh_process():
-    """One process checks all files of this module: what makes a fresh one slow is the import of JAX."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-I", str(_cases.PROGRAM)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    stdin, stdout = process.stdin, process.stdout
-
-    def ask(where, job, environment):
-        assert environment["JAX_PLATFORMS"] == "cpu"
-        stdin.write(job + "\n")
-        stdin.flush()
-        return json.loads(stdout.readline())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_cases, "_ask", ask)
-        yield patch
-    stdin.close()
-    process.wait()
-    stdout.close()
+pytestmark = pytest.mark.usefixtures("fresh_jax_process")
 
 
 # --- the cases: function, example, dynamic, outputs ---
