@@ -55,7 +55,8 @@ inputs only if the environment variable AOTI_RUNTIME_CHECK_INPUTS is 1.
 **Limits.** A loaded file is a program: load only what you trust (`load_exported(path, trusted=True)`). Under
 `torch.func.vmap` some operations fix a dynamic dimension (indexing by labels, slices, `cat`, `layer_norm`, `gelu`),
 which is refused; loop over the members of an ensemble there and stack the results. `fr.ensemble` compiles for one batch
-size: export `torch.func.vmap(step)` instead. `torch.Tensor.cpu()` and the like follow the device of the inputs.
+size: export `torch.func.vmap(step)` instead. A dynamic dimension has no largest size: what has one, such as a table of
+positions, is sliced outside, and is an input. `torch.Tensor.cpu()` and the like follow the device of the inputs.
 """
 
 from ..._export_errors import BakedDeviceError as BakedDeviceError

@@ -57,7 +57,7 @@ _INFIX = {
     operator.truediv: "/",
     operator.pow: "**",
 }
-_CALLS = {torch.sym_float: "float", torch.sym_max: "max", torch.sym_min: "min", math.sqrt: "math.sqrt"}
+_CALLS = {torch.sym_float: "float", torch.sym_max: "max", torch.sym_min: "min"}
 
 
 def prelude(dtypes: Sequence[torch.dtype]) -> str:
@@ -163,7 +163,7 @@ class _Writer:
             return f"{_CALLS[target]}({', '.join(arguments)})"
         raise UnsupportedOpError(
             f"{self.where}: {getattr(target, '__name__', target)} of a size cannot be written to the file; compute "
-            "with tensors, such as torch.full_like(x, 1).sum() for a count, or with + - * / // % on sizes"
+            "with + - * / // % ** on sizes, or with tensors, such as torch.ones_like(x).sum() for a count"
         )
 
     def _operation(self, node: Node, target: torch._ops.OpOverload) -> str:

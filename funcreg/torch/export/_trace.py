@@ -188,10 +188,11 @@ def _specialized(
         what = f"{which} becomes a fixed number"
     else:
         what = f"the function is another one where {which} is {size}"
+    also = "" if size is None else f"add {size} to check_sizes, since sizes that are run need no proof; "
     operation = f" in {broken.operation}" if broken and broken.operation else ""
     place = f", at {broken.place}" if broken and broken.place else ""
     return SpecializationError(
-        f"{where}: {what}{operation}{place}. Remedy: no int(), float(), math function, Python branch or loop on "
+        f"{where}: {what}{operation}{place}. Remedy: {also}no int(), float(), math function, Python branch or loop on "
         f"x.shape[{axis}]; if this is inside vmap, some operations need a number there: index with a one-hot mask "
         "instead of labels (cross_entropy, gather), run the members of an ensemble in a loop and torch.stack the "
         "results; or leave the dimension out of `dynamic`, and export a file for each size"
@@ -223,6 +224,11 @@ def _explained(where: str, error: Exception, sizes: Mapping[str, int]) -> Export
         return CapturedTensorError(
             f"{where}: the function uses a tensor that is none of its arguments{place}: {found}; pass it as an "
             "argument, and put it into the example (parameters, state, anchors and masks are inputs of the file)"
+        )
+    if "dynamo-optimized" in str(error):
+        return UnsupportedOpError(
+            f"{where}: the function has been compiled by torch.compile{place}; export the one that was compiled "
+            "(ensemble(init, step, compiled=False))"
         )
     names = ", ".join(f"{dim}={size}" for dim, size in sizes.items())
     return ExportError(
