@@ -4,6 +4,7 @@
 `to_torch` carry any tree of arrays; `save` and `load` are for files; `rules.register` declares the twin of a layer of
 one's own. `check` and `check_training` say whether two sides agree, `check_probes` on inputs that excite faults;
 `locate` says where they part, `hints` why; `testing` has the assertions, `python -m interop check` the command.
+one's own; `check` compares functions, and `exported` makes two exported files one of them.
 
 It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alone does without it.
 """
@@ -13,6 +14,7 @@ from . import hints as hints
 from . import rules as rules
 from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch
+from .exported import exported as exported
 from .files import load as load
 from .files import save as save
 from .locate import locate as locate

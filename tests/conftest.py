@@ -1,5 +1,6 @@
 """What holds for every test: strict JAX, the same seed, one thread per worker, no GPU test without a GPU."""
 
+import json
 import logging
 import os
 import random
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from funcreg.jax.export import _cases
 from funcreg.torch.export import _check
 
 # The same examples in every run; no deadline, since a first call compiles.
@@ -91,3 +93,26 @@ def fresh_process(self_check: Callable[[str], str]) -> Iterator[None]:
         # PyTorch writes thousands of empty records here while it traces, all of which pytest keeps
         patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
         yield
+
+
+@pytest.fixture(scope="session")
+def fresh_jax_process() -> Iterator[None]:
+    """The same for the exports of the JAX wing, for as long as the tests run: what takes the time is the import."""
+    command = [sys.executable, "-I", str(_cases.PROGRAM)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdin and process.stdout
+    stdin, stdout = process.stdin, process.stdout
+
+    def ask(where: str, job: str, environment: dict[str, str]) -> dict[str, str]:
+        assert environment["JAX_PLATFORMS"] == "cpu"
+        stdin.write(job + "\n")
+        stdin.flush()
+        answer = stdout.readline()
+        assert answer, f"{where}: the self-check's process ended with {process.wait()}"
+        return json.loads(answer)
+
+    with process, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cases, "_ask", ask)
+        yield
+        stdin.close()

@@ -21,7 +21,7 @@ TORCH = Path(torch.__file__).parent
 FLAGS = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror"]
 PLACES = [
     *("-isystem", TORCH / "include", "-isystem", TORCH / "include/torch/csrc/api/include"),
-    *(f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"),
+    *(f"-L{TORCH / 'lib'}", f"-Wl,-rpath,{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"),
 ]
 
 
@@ -205,6 +205,8 @@ def test_the_recipe_of_the_example(tmp_path):
     """The first commands of its README, with CMake, as they stand there."""
     compiler()
     compiler("cmake")
+    if torch.version.cuda is not None:
+        pytest.skip("PyTorch's CMake files want a CUDA toolkit for this build")
     commands = re.findall(r"```sh\n(.*?)```", (EXAMPLE / "README.md").read_text(), flags=re.DOTALL)[0]
     assert commands.count("build/host") == 4
     commands = commands.replace("build/host", str(tmp_path))

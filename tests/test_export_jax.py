@@ -20,33 +20,14 @@ import funcreg.jax as fr
 from funcreg._export_compare import Difference
 from funcreg._export_names import caller
 from funcreg._manifest import FileSpec
-from funcreg.jax.export import _cases
+from funcreg.jax.export.__main__ import main
 from funcreg.jax.export._inputs import flatten_outputs, take_apart
 
 BATCH = {"x": {0: "batch"}, "y": {0: "batch"}}
 SIZES = (1,)  # each is a compilation, of the function and of the file
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fresh_process():
-    """One process checks all files of this module: what makes a fresh one slow is the import of JAX."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-I", str(_cases.PROGRAM)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    stdin, stdout = process.stdin, process.stdout
-
-    def ask(where, job, environment):
-        assert environment["JAX_PLATFORMS"] == "cpu"
-        stdin.write(job + "\n")
-        stdin.flush()
-        return json.loads(stdout.readline())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_cases, "_ask", ask)
-        yield patch
-    stdin.close()
-    process.wait()
-    stdout.close()
+pytestmark = pytest.mark.usefixtures("fresh_jax_process")
 
 
 # --- the cases: function, example, dynamic, outputs ---
@@ -85,7 +66,11 @@ def prox_adam():
 
 
 def optax_chain():
-    return step_of(lambda hyper: optax.chain(fr.add_penalty_gradient(fr.l2(hyper["lam"])), optax.adam(hyper["lr"])))
+    return step_of(
+        lambda hyper: optax.chain(
+            fr.add_penalty_gradient(fr.l2(hyper["lam"])), optax.trace(0.9), optax.scale_by_learning_rate(hyper["lr"])
+        )
+    )
 
 
 def ensemble():
@@ -468,22 +453,20 @@ def test_verification(copy):
         fr.export.verify_exported(copy)
 
 
-def test_the_command_in_processes_of_its_own(copy):
-    """No fixture here: the program is started for the file, and for one that crashes it."""
-
-    def verify():
-        command = [sys.executable, "-m", "funcreg.jax.export", "verify", str(copy)]
-        environment = {**os.environ, "PYTHONPATH": str(Path(fr.__file__).parents[2])}
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-    done = verify()
-    assert (done.returncode, done.stderr) == (0, "") and "4 outputs in a fresh process" in done.stdout
-    rewritten(copy, lambda arrays: arrays.update({"0.in.x": arrays["0.in.x"][:, :3]}))
-    done = verify()
+def test_the_command(copy, tmp_path, capsys):
+    """In a process of its own, which starts another for each file; one of them is crashed by its cases."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in copy.parent.glob("f.jax*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    rewritten(other / "f.jax", lambda arrays: arrays.update({"0.in.x": arrays["0.in.x"][:, :3]}))
+    command = [sys.executable, "-m", "funcreg.jax.export", "verify", str(copy), str(other / "f.jax")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(fr.__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith(f"{copy}: step") and "4 outputs in a fresh process" in done.stdout
     assert done.returncode == 1 and "the self-check in a fresh process did not finish: exit code 1" in done.stderr
-    copy.unlink()
-    done = verify()
-    assert done.returncode == 2 and "f.jax is not there" in done.stderr
+    assert main(["verify", str(copy)]) == 0 and capsys.readouterr().out.startswith(f"{copy}: step")
+    assert main(["verify", str(tmp_path / "none.jax")]) == 2 and "none.jax is not there" in capsys.readouterr().err
 
 
 def test_several_platforms(tmp_path):

@@ -25,6 +25,7 @@ from ._inputs import Arrays, Inputs
 from ._trace import LOOKS_AT_NUMBERS, explained
 
 PROGRAM = Path(__file__).with_name("_selfcheck.py")
+PACKAGES = ("jax", "flatbuffers", "numpy", "safetensors")  # what it imports
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def run(where: str, path: Path, manifest: Manifest, platform: str) -> tuple[Diff
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.safetensors"
         # isolated from PYTHONPATH, the current folder and the user's site-packages, but not from jax
-        packages = sorted({str(Path(_origin(name)).parent.parent) for name in ("jax", "numpy", "safetensors")})
+        packages = sorted({str(Path(_origin(name)).parent.parent) for name in PACKAGES})
         job = {"manifest": str(path.resolve()), "results": str(results), "path": packages}
         said = _ask(where, json.dumps(job), {**os.environ, "JAX_PLATFORMS": platform})
         returned = outputs_of(manifest, results.read_bytes(), "{}")

@@ -43,20 +43,11 @@ class Inputs:
         return {name: described(name, x.dtype.name, x.shape, self.dims) for name, x in self.arrays.items()}
 
     def resized(self, sizes: Sizes) -> Arrays:
-        """New arrays, the example's entries repeated or left out along the dynamic dimensions.
-
-        The repeats of floating-point entries are scaled: were they equal, a mean over the first few would be that over
-        all.
-        """
+        """New arrays, the example's entries repeated or left out along the dynamic dimensions."""
         new = {}
         for name, x in self.arrays.items():
             for axis, dim in self.dims[name].items():
-                index = np.arange(sizes[dim])
-                length = x.shape[axis]
-                x = x.take(index % length, axis)
-                if jnp.issubdtype(x.dtype, jnp.floating):
-                    scale = (1 + (index // length) / 4).astype(x.dtype)
-                    x = x * scale.reshape([-1] + [1] * (x.ndim - 1 - axis))
+                x = x.take(np.arange(sizes[dim]) % x.shape[axis], axis)
             new[name] = x.copy()
         return new
 
