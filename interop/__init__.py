@@ -4,7 +4,7 @@
 `to_torch` carry any tree of arrays; `save` and `load` are for files; `rules.register` declares the twin of a layer of
 one's own. `check` and `check_training` say whether two sides agree, `check_probes` on inputs that excite faults;
 `locate` says where they part, `hints` why; `testing` has the assertions, `python -m interop check` the command.
-one's own; `check` compares functions, and `exported` makes two exported files one of them.
+`exported` makes the files of an exported function one that can be checked.
 
 It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alone does without it.
 """

@@ -125,8 +125,8 @@ class Report:
             "schema": 1,
             "verdict": str(self.verdict),
             "reasons": list(self.reasons),
-            "hints": [_plain(hint) for hint in self.hints],
-            "leaves": [_plain(leaf) for leaf in self.leaves],
+            "hints": [as_json(hint) for hint in self.hints],
+            "leaves": [as_json(leaf) for leaf in self.leaves],
             "environment": dict(self.environment),
         }
 
@@ -177,15 +177,15 @@ def summed_up(leaves: Sequence[Leaf], reasons: Sequence[str] = (), at_least: Ver
     return Report(verdict, tuple(leaves), (*reasons, *own))
 
 
-def _plain(x: Any) -> Any:
+def as_json(x: Any) -> Any:
     if isinstance(x, (Leaf, Hint, Judgement)):
-        return {name: _plain(getattr(x, name)) for name in x.__dataclass_fields__}
+        return {name: as_json(getattr(x, name)) for name in x.__dataclass_fields__}
     if isinstance(x, Errors):
-        return _plain(x._asdict())
+        return as_json(x._asdict())
     if isinstance(x, Mapping):
-        return {name: _plain(value) for name, value in x.items()}
+        return {name: as_json(value) for name, value in x.items()}
     if isinstance(x, tuple):
-        return [_plain(value) for value in x]
+        return [as_json(value) for value in x]
     if isinstance(x, float) and not math.isfinite(x):
         return str(x)
     return str(x) if isinstance(x, Verdict) else x
