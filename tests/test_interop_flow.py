@@ -21,6 +21,7 @@ from images import (
     SMALL,
     C,
     L,
+    attend,
     check,
     conv,
     dense,
@@ -313,6 +314,10 @@ DECIDED = {
         ),
         head_twin, (IMAGE,),
     ),
+    "a forecast, in a model without convolutions": (
+        lambda: net_of(lambda self, z: self.out(torch.relu(self.fc(z))).view(-1, 4, 3), fc=L(6, 5), out=L(5, 12)),
+        lambda v, z: jnp.moveaxis(dense(v["out"], relu(dense(v["fc"], z))).reshape(-1, 4, 3), 1, -1), (LATENT,),
+    ),
     "channels moved to the end": (
         lambda: net_of(lambda self, x: self.fc(self.conv(x).movedim(1, -1).flatten(1)), conv=C(3, 4, 3), fc=L(64, 5)),
         head_twin, (IMAGE,),
@@ -353,6 +358,11 @@ class Branch(nn.Module):
 
     def forward(self, x):
         return self.inner(x) if x.sum() < 1e9 else x
+
+
+def attended(self, x):
+    t = self.conv(x)
+    return self.fc(self.attn(t, t, t, need_weights=False)[0].flatten(1))
 
 
 def returned_twin(v, x):
@@ -524,6 +534,12 @@ ASKED = {
         ),
         lambda v, x: dense(v["fc"], jnp.concatenate([conv(v["conv"], x), conv(v["conv"], -x)]).reshape(len(x), -1)),
         (IMAGE,), ("fc reads 128 features",), {"fc": [(4, 64), (4, 64)]},
+    ),
+    "attention over channels": (
+        lambda: net_of(attended, conv=nn.Conv1d(3, 4, 1), attn=nn.MultiheadAttention(8, 2, batch_first=True),
+            fc=L(32, 5)),
+        lambda v, x: dense(v["fc"], flat(attend(v["attn"], conv(v["conv"], x).swapaxes(1, 2)))), (SERIES,),
+        ("fc reads 32 features, perhaps 4 channels flattened",), {"fc": None},
     ),
     "three axes by -1": (
         lambda: net_of(lambda self, x: self.fc(self.conv(x).view(-1, 4, 16)).sum(1), conv=C(3, 4, 3), fc=L(16, 5)),

@@ -19,7 +19,7 @@ _AXIS = {
     "unbind": (1, "dim", 0), "glu": (1, "dim", -1), "mean": (1, "dim", 0), "sum": (1, "dim", 0), "amax": (1, "dim", 0),
     "amin": (1, "dim", 0), "max": (1, "dim", 0), "min": (1, "dim", 0), "std": (1, "dim", 0), "var": (1, "dim", 0),
 }  # fmt: skip
-_NEVER = set("linear matmul bmm pad pixel_shuffle pixel_unshuffle expand channel_shuffle".split())
+_KEEPS = set("linear matmul bmm pad pixel_shuffle pixel_unshuffle expand channel_shuffle".split())
 
 
 def product(*lengths: Lengths) -> Lengths:
@@ -114,4 +114,4 @@ class Batches:
             n, key, default = _AXIS[name]
             axis = options.get(key, args[n] if len(args) > n else default)
             return axis is not None and 0 not in (axis if isinstance(axis, (list, tuple)) else (axis,))
-        return name in _NEVER or name.startswith("conv")
+        return name in _KEEPS or name.startswith("conv")

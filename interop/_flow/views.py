@@ -252,12 +252,14 @@ def _part(x: Image, index: tuple[Any, ...]) -> Any:
         raise NotUnderstood
     count, axes = x.channels, x.axes
     if len(index) > 1 and index[1] != slice(None):
-        if isinstance(index[1], (int, Number)):
-            return Plain() if all(isinstance(n, (int, slice, Number)) for n in index[2:]) else _fail()
-        bounds = [index[1].start, index[1].stop, index[1].step] if isinstance(index[1], slice) else [Number()]
-        if x.claims or count is None or not all(n is None or isinstance(n, int) for n in bounds):
+        if isinstance(index[1], (int, Number)) and all(isinstance(n, (int, slice, Number)) for n in index[2:]):
+            return Plain()  # of one channel only places are left
+        some = index[1]
+        if x.claims or count is None or not isinstance(some, slice):
             raise NotUnderstood
-        count = len(range(count)[index[1]])
+        if not all(n is None or isinstance(n, int) for n in (some.start, some.stop, some.step)):
+            raise NotUnderstood
+        count = len(range(count)[some])
     for n in index[2:]:
         if not (n is None or isinstance(n, (int, slice, Number))):
             raise NotUnderstood
@@ -265,10 +267,6 @@ def _part(x: Image, index: tuple[Any, ...]) -> Any:
     if axes == 0:
         return Plain(count, x.writers)
     return replace(x, channels=count, axes=axes, places=1 if x.places == 1 else None)
-
-
-def _fail() -> Any:
-    raise NotUnderstood
 
 
 def _part_of_sizes(sizes: Sizes, index: Any) -> Any:
