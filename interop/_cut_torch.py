@@ -93,7 +93,6 @@ class Run:
             self.tensors |= {key(GIVEN, index, name): x for name, x in seen.given.items()}
             if seen.returned is not None:
                 self.tensors[key(RETURNED, index)] = seen.returned
-        self.parameters = {key(PARAM, name): x for name, x in model.named_parameters() if x.requires_grad}
         self.values = {name: array(x) for name, x in self.tensors.items()}
         self.before, self.unknown = _traced_back(tape.calls, out)
 
@@ -104,10 +103,20 @@ class Run:
         return any(a.shape == b.shape and a.dtype == b.dtype and (a == b).all() for a in given for b in inputs)
 
     def gradients(self, cotangents: Mapping[str, np.ndarray]) -> Arrays:
-        """The gradients of everything, from cotangents of the outputs by name."""
+        """The gradients of all that layers are given and return, from cotangents of the outputs; once."""
         with SIDE.precision(64):
             results = {name: torch.from_numpy(x) for name, x in cotangents.items()}
-            return _pulled(self.outputs, {**self.tensors, **self.parameters}, results)
+            pulled = _pulled(self.outputs, self.tensors, results)
+        self._forget()
+        return pulled
+
+    def _forget(self) -> None:
+        """Lets go of the graph and of the copy of the model."""
+        self.outputs = {name: x.detach() for name, x in self.outputs.items()}
+        self.tensors = {}
+        for seen in self.calls:
+            seen.arrived = seen.given = {}
+            seen.returned = None
 
 
 def _tapped(x: Any) -> tuple[Any, Any]:
@@ -197,7 +206,6 @@ def _pulled(results: Arrays, arguments: Arrays, cotangents: Arrays) -> Arrays:
             list(wanted.values()),
             [cotangents[name].to(results[name].dtype) for name in chosen],
             allow_unused=True,
-            retain_graph=True,
         )
     return {
         name: array(torch.zeros_like(x) if g is None else g) for (name, x), g in zip(wanted.items(), got, strict=True)

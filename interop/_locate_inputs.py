@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from . import _flax, arrays
@@ -76,7 +76,7 @@ def _is_flax(x: Any) -> bool:
 
 def flax_arrays(net: nn.Module, flax_model: Any, pair: Pair) -> FlaxArrays:
     """The arrays of the flax model; of a linen module that is not bound those that PyTorch's parameters give."""
-    state = {name: _wide(x) for name, x in net.state_dict().items()}
+    state = {name: _wide(x) for name, x in net.state_dict().items() if isinstance(x, Tensor)}
     carried: dict[str, np.ndarray] = {}
     for link in pair.links:
         try:

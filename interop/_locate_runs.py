@@ -4,15 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
 from . import _activations, _cut_torch, _twins
 from ._activations import Layout, Slot
 from ._compare import Results
-from ._cuts import AFTER, ARRIVED, COMPUTED, GIVEN, INPUT, OUT, PARAM, RETURNED, Arrays, Cut, key
-from ._flax_runs import CutProgram, FlaxRuns
+from ._cuts import AFTER, ARRIVED, COMPUTED, GIVEN, INPUT, OUT, PARAM, RETURNED, Arrays, key
+from ._flax_runs import CutProgram, Discovery, FlaxRuns
 from ._locate_inputs import WHERE, FlaxArrays, flax_arrays
 from ._measure import compare
 from ._nudge import DRAWS
@@ -23,7 +22,6 @@ from .pair import Pair
 Function = Callable[..., Any]
 Sizes = tuple[int, ...]
 GRADIENT = "gradient of "
-FREE = "free"
 _TRIES = 5  # until no layout changes any more
 
 
@@ -35,7 +33,7 @@ class Runs:
         net: PyTorch's.
         flax: what the flax model holds.
         torch: PyTorch's free run.
-        plan: the calls that both sides make.
+        plan, flax_plan: the calls that both sides make, with each layer's in the order of either side.
         ours, theirs: of the cut models: results by name (`_cuts`), and gradients by `GRADIENT` + name.
         layouts: by the name of an argument of the cut model, or of a result of the model.
         shapes: for arrays that have no common shape both of theirs, PyTorch's and flax's.
@@ -69,6 +67,7 @@ class Runs:
             [(n, seen.group, seen.name) for n, seen in enumerate(self.torch.calls) if seen.group in self.groups],
             [(seen.group, seen.name) for seen in self.jax.calls if seen.group in self.groups],
         )
+        self.flax_plan = _twins.in_order_of_values(self.plan, self._distance)
         self.out_names = _paired(self.torch.outputs, self.jax.out)
         self.layouts: dict[str, Layout] = {key(INPUT, i): layout for i, layout in self.jax.inputs.items()}
         self.shapes: dict[str, tuple[Sizes, Sizes]] = {}
@@ -80,7 +79,7 @@ class Runs:
         self.cotangents = {key(OUT, name): x for name, x in seeds.items()} | {
             _result_of(name): x for name, x in self.gradients.items() if name in self.known
         }
-        self.program = CutProgram(self.jax, self.groups, lambda values: _FreeOrCut(self.plan, values))
+        self.program = CutProgram(self.jax, self.groups, self.flax_plan)
         self._settle(several)
         self.ours, self.theirs = self._collected_torch(), _collected("JAX", self.run_flax)
         self._free()
@@ -130,27 +129,36 @@ class Runs:
         found = _activations.fitting(group.slot("input"), ours.shape, theirs.shape)
         return _activations.distance(found[0](ours), theirs) if found else np.inf
 
+    def _distance(self, call: Call, number: int) -> float:
+        """How far what a call reads is from what flax's call of this number, of the same layer, reads."""
+        seen = [seen for seen in self.jax.calls if seen.group is call.group][number]
+        found = [np.inf]
+        for array, x in seen.arrived.items():
+            if key(GIVEN, call.index, array) in self.torch.values:
+                ours = self.torch.values[key(GIVEN, call.index, array)]
+                layouts = _activations.fitting(call.group.slot(array), ours.shape, tuple(x.shape))
+                found.append(_activations.distance(layouts[0](ours), np.array(x)) if layouts else np.inf)
+        return max(found[1:] or found)
+
     def _free(self) -> None:
-        """Compares the free runs; without a common layout somewhere there is none."""
+        """Compares the free runs."""
         self.values: dict[int, float] = {}
         self.free_gradients: dict[int, float] = {}
         self.result: dict[str, float] = {}
-        if self.shapes:
-            return
         seeds = {name: x for name, x in self.cotangents.items() if name.startswith(OUT)}
         found, _ = self.run_flax(64, cotangents=seeds, free=True)
         for call in self.plan.calls:
             name = key(RETURNED, call.index)
-            self._note(self.values, call.index, name, self.torch.values[name], found[_result_of(name)])
+            self._note(self.values, call.index, name, self.torch.values[name], found.get(_result_of(name)))
             if name in self.gradients and GRADIENT + name in found:
                 self._note(self.free_gradients, call.index, name, self.gradients[name], found[GRADIENT + name])
         for name in self.out_names:
             ours = _cut_torch.array(self.torch.outputs[name])
-            self._note(self.result, name, key(OUT, name), ours, found[key(OUT, name)])
+            self._note(self.result, name, key(OUT, name), ours, found.get(key(OUT, name)))
 
-    def _note(self, where: dict[Any, float], at: Any, name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+    def _note(self, where: dict[Any, float], at: Any, name: str, ours: np.ndarray, theirs: np.ndarray | None) -> None:
         x = self.carried(name, ours)
-        if x is not None and x.shape == theirs.shape:
+        if x is not None and theirs is not None and x.shape == theirs.shape:
             where[at] = compare(x, theirs).errors.relative
 
     def reaches_result(self, index: int) -> bool:
@@ -173,8 +181,8 @@ class Runs:
 
     def _discovered(self) -> dict[str, list[Layout]]:
         """Sets the layouts, and the values that go into the cut models; returns those that shapes do not tell."""
-        found = _Discovery(self.plan, self.torch.values, self.layouts, self.shapes)
-        CutProgram(self.jax, self.groups, lambda values: found).look()
+        found = Discovery(self.flax_plan, self.torch.values, self.layouts, self.shapes)
+        CutProgram(self.jax, self.groups, self.flax_plan).look(found)
         for name, theirs in self.out_names.items():
             ours = _cut_torch.array(self.torch.outputs[name])
             found.fit(Slot(free=True), key(OUT, name), ours, self.jax.out[theirs])
@@ -241,9 +249,8 @@ class Runs:
     ) -> tuple[Arrays, Any]:
         """The same of flax's; also free, with the gradients of what layers return."""
         fed = {name: self.layouts[name](x) for name, x in self.known.items()}
-        fed = {name: np.zeros_like(x) for name, x in fed.items()} if free else fed
         seeds = self._carried_cotangents(self.cotangents if cotangents is None else cotangents)
-        found, pulled, coarse = self.program({**fed, FREE: np.array(free)}, seeds, bits, draw, watched)
+        found, pulled, coarse = self.program(fed, seeds, bits, draw, watched, free)
         for ours, theirs in self.out_names.items():
             found[key(OUT, ours)] = found.pop(key(OUT, theirs))
         self.after |= {name: x for name, x in found.items() if name.startswith(AFTER) and bits == 64}
@@ -279,55 +286,6 @@ class Runs:
                 made = link.to_jax(*(pulled[name] for name in ours))
                 found |= {key(PARAM, name): x for name, x in zip(link.jax, made, strict=True)}
         return found
-
-
-class _FreeOrCut(Cut):
-    """A cut run of flax, or a free one, to whose results the values are added: one program for both."""
-
-    def given(self, call: Call, array: str, x: Any) -> Any:
-        value = super().given(call, array, x)
-        return jnp.where(self.values[FREE], x.astype(value.dtype), value) if x.shape == value.shape else value
-
-    def returned(self, call: Call, result: Any) -> Any:
-        value = super().returned(call, result)
-        if result.shape != value.shape:
-            return value
-        return jnp.where(self.values[FREE], result.astype(value.dtype) + value, value)
-
-
-class _Discovery(Cut):
-    """A cut run of flax that finds out how arrays lie, from their shapes."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        values: Mapping[str, np.ndarray],
-        layouts: dict[str, Layout],
-        shapes: dict[str, tuple[Sizes, Sizes]],
-    ) -> None:
-        super().__init__(plan, values)
-        self.layouts, self.shapes = layouts, shapes
-        self.known: list[str] = []
-        self.several: dict[str, list[Layout]] = {}
-
-    def given(self, call: Call, array: str, x: Any) -> Any:
-        return self._put(call.group.slot(array), key(GIVEN, call.index, array), x)
-
-    def returned(self, call: Call, result: Any) -> Any:
-        return self._put(call.group.slot("output"), key(RETURNED, call.index), result)
-
-    def _put(self, slot: Slot, name: str, x: Any) -> Any:
-        self.known.append(name)
-        self.fit(slot, name, self.values[name], x)
-        return jnp.asarray(self.layouts[name](self.values[name]))
-
-    def fit(self, slot: Slot, name: str, ours: np.ndarray, theirs: Any) -> None:
-        found = _activations.fitting(slot, ours.shape, tuple(theirs.shape))
-        self.layouts[name] = found[0] if found else _activations.expected(slot, ours.shape)
-        if not found:
-            self.shapes[name] = (ours.shape, tuple(theirs.shape))
-        if len(found) > 1:
-            self.several[name] = found
 
 
 def _plain_call(model: Any, *inputs: Any) -> Any:

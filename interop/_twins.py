@@ -1,7 +1,7 @@
 """Which calls of a PyTorch model are which of a flax model: layers in groups, their calls in order."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,8 @@ from torch import nn
 from . import _activations, _calls
 from ._activations import Slot
 from .pair import Pair
+
+_SAME = 1e-6  # of the distance to another call
 
 
 @dataclass(eq=False)
@@ -129,3 +131,26 @@ def plan(ours: Sequence[tuple[int, Group, str]], theirs: Iterable[tuple[Group, s
 
 def _some(names: Iterable[Any]) -> str:
     return ", ".join(str(name) or "the model itself" for name in names)
+
+
+def in_order_of_values(found: Plan, distance: Callable[[Call, int], float]) -> Plan:
+    """The plan for flax's calls: those of a shared layer may come in another order there, which their inputs tell.
+
+    Args:
+        found: the plan, in which the k-th call of a layer is the k-th.
+        distance: how far what the k-th call of flax reads is from what a call of PyTorch reads.
+
+    Returns:
+        The same plan, but for the order of `of`, where every call has a partner of its own whose inputs are the same.
+    """
+    result = Plan(found.calls, dict(found.of), found.notes)
+    for group, calls in found.of.items():
+        if len(calls) < 2:
+            continue
+        partners = [min(calls, key=lambda call, k=k: distance(call, k)) for k in range(len(calls))]
+        moved = [k for k, call in enumerate(partners) if call is not calls[k]]
+        by_far = all(distance(partners[k], k) <= _SAME * distance(calls[k], k) for k in moved)
+        if moved and by_far and len(set(partners)) == len(calls):
+            result.of[group] = partners
+            found.notes.append(f"{_some(group.modules)}: flax makes its calls in another order, told by what they read")
+    return result

@@ -16,7 +16,7 @@ from torch import nn
 from funcreg import interop
 from interop import _activations
 from interop._activations import Slot
-from locate_corpus import FAULTS, WIDTH, Perceptron, PerceptronLinen, PerceptronNNX, X
+from locate_corpus import FAULTS, WIDTH, Perceptron, PerceptronLinen, PerceptronNNX, Siamese, X
 
 # One of each kind; the whole corpus is slow.
 QUICK = (
@@ -237,6 +237,26 @@ def test_another_number_of_calls(ours, theirs):
     found = located(Often(ours), OftenNNX(theirs), X)
     assert found.verdict == "semantic" and found.where.endswith("and `b`")
     assert f"a: calls seen in PyTorch {ours}, of a in flax {theirs}" in " ".join(found.reasons)
+
+
+class BothWays(nnx.Module):
+    """The towers of the corpus, called in the other order."""
+
+    def __init__(self, scale):
+        rngs = nnx.Rngs(0)
+        self.tower, self.head = nnx.Linear(WIDTH, WIDTH, rngs=rngs), nnx.Linear(WIDTH, 3, rngs=rngs)
+        self.scale = scale
+
+    def __call__(self, x, y):
+        second, first = self.tower(y), self.tower(x)
+        return self.head(jnp.tanh(first) * jnp.tanh(self.scale * second))
+
+
+@pytest.mark.parametrize("scale, where", [(1.0, ""), (1.1, "between `tower (call 2)` and `head`")])
+def test_calls_of_a_shared_layer_in_another_order(scale, where):
+    found = located(Siamese(), BothWays(scale), X, X[::-1].copy())
+    assert found.where == where
+    assert "tower: flax makes its calls in another order" in " ".join(found.reasons)
 
 
 # --- layouts ---
