@@ -8,11 +8,14 @@ It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alon
 """
 
 from . import _early as _early
+from . import hints as hints
 from . import rules as rules
 from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch
 from .files import load as load
 from .files import save as save
+from .locate import locate as locate
+from .location import Location as Location
 from .match import match as match
 from .pair import Pair as Pair
 from .parity import check as check

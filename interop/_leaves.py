@@ -51,11 +51,11 @@ def _walk(
         twins = carrier.leaves(where, {name: take(arrays.to_host(x)) for name, x in node.items()})
         yield from (((*path, *name.split(".")), x) for name, x in twins.items())
     else:
-        for key, child in _children(where, node, path):
+        for key, child in children(where, node, path):
             yield from _walk(where, child, path if key is None else (*path, str(key)), carrier, take)
 
 
-def _children(where: str, node: Any, path: Path) -> Iterator[tuple[Any, Any]]:
+def children(where: str, node: Any, path: Path) -> Iterator[tuple[Any, Any]]:
     if isinstance(node, Mapping):
         yield from node.items()
     elif isinstance(node, tuple) and hasattr(node, "_fields"):

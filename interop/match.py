@@ -318,6 +318,7 @@ class _Match:
                 self.side.build_params,
             ),
             tuple(rows),
+            tuple(layer for ours, theirs, _ in pairs if (layer := _layer_names(ours, theirs)) is not None),
         )
 
     def _links(
@@ -461,6 +462,14 @@ def _remarks(module: Any, twin: Any) -> set[str]:
     layers = _options._with_cells(twin)
     remarks = {text for layer in layers for text in rule.options(module, layer) if isinstance(text, str)}
     return remarks | {text for text in rules.differences(module, twin) if ".use_fast_variance is" in text}
+
+
+def _layer_names(ours: Torch, theirs: Flax) -> tuple[str, str] | None:
+    """The names of twins that are called: no bare arrays, and no leaves that lie anywhere."""
+    gathered = not theirs.path and any(whole not in (x, f"batch_stats.{x}") for x, whole in theirs.names.items())
+    if ours.module is None or gathered:
+        return None
+    return ".".join(ours.path[:-1] if isinstance(ours.module, _recurrent.Cell) else ours.path), theirs.name
 
 
 def _could_be_moved(shape: tuple[int, ...]) -> bool:

@@ -74,6 +74,7 @@ class Pair:
         notes: what is not said by the table: tied weights, dtypes that differ, what was left out, and what differs
             between the layers but cannot be set on the flax side.
         net: the PyTorch model.
+        layers: which layers are twins, by name: those with a rule, a recurrent one once for each of its cells.
     """
 
     links: tuple[Link, ...]
@@ -83,6 +84,7 @@ class Pair:
     torch: TorchSide = field(repr=False)
     flax: FlaxSide = field(repr=False)
     rows: tuple[_table.Row, ...] = field(repr=False)
+    layers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return _table.table(self.rows, self.notes)

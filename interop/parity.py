@@ -54,8 +54,8 @@ def check(
             `nnx.state(model, nnx.Param)`; a dict of the whole state, with buffers, to what `match` was given. Such
             leaves are reported by their names on the JAX side.
         hints: where the verdict is semantic, try the changes of `interop.hints.KINDS` on the PyTorch side, and report
-            those with which both sides agree. It calls `torch_fn` once for each, a hundred times and more for a network;
-            a bar is shown.
+            those with which both sides agree. Each takes a call of `torch_fn`, for a network a hundred and more in all;
+            where that takes long, a bar is shown.
 
     Returns:
         The report; `print` shows it. A function that fails in float64 but not in float32 (a bfloat16 kernel), results

@@ -51,7 +51,17 @@ class Hint:
     Attributes:
         kind: the short name of the change, such as "layer_norm_eps".
         change: a sentence: what a side does, and with what change both agree.
-        difference: the largest relative difference in float64 of any leaf after it.
+        difference: the largest relative difference in float64, after it, of any leaf that had differed.
+
+    Example:
+        >>> import jax, numpy as np, torch
+        >>> from funcreg import interop
+        >>> x = np.linspace(-3, 3, 50)
+        >>> (hint,) = interop.check(torch.nn.functional.gelu, jax.nn.gelu, x).hints
+        >>> print(hint.kind, hint.difference < 1e-15)
+        gelu True
+        >>> print(hint.change)
+        PyTorch computes gelu exactly, by erf; with gelu by its approximation with tanh, both sides agree
     """
 
     kind: str

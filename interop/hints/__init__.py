@@ -4,6 +4,18 @@ A hint says: PyTorch does this; with that change both sides agree. It is never a
 to the PyTorch side, that side was run again in float64, and what had differed from JAX fell below 1e-12 of each leaf
 (`_search`), on these inputs and on others like them. Which side is wrong is not for a hint to say: the change may as
 well be undone on the other one.
+
+Two faults at once, and one that is in no row of `KINDS`, get no hint. The files are by what the rows are about:
+layouts, norms, activations, losses, optimizers. To add one is to write a `Rule`: of a call, how it could be made.
+
+Example:
+    >>> import jax.numpy as jnp, numpy as np, torch
+    >>> from funcreg import interop
+    >>> x = np.arange(12.0).reshape(4, 3) ** 2
+    >>> report = interop.check(lambda x: x.var(0), lambda x: jnp.var(x, 0), x)
+    >>> for hint in report.hints:
+    ...     print(interop.hints.KINDS[hint.kind])
+    a variance by n or by n - 1; that of batch norm's running statistics
 """
 
 from collections.abc import Iterator
@@ -32,7 +44,7 @@ KINDS = {
     "factor": "twice or half of a result, or of one term in it",
     "decoupled_decay": "weight decay added to the gradient, or taken from the parameters themselves",
     "decay_not_scaled": "decay of the parameters that is multiplied by the learning rate on one side only",
-    "dampening": "the gradient multiplied by 1 - dampening before it is added to the momentum, or not; or not the first",
+    "dampening": "gradients multiplied by 1 - dampening before they are added to the momentum; all, none, all but one",
     "off_by_one": "a count of steps, and with it a schedule or a bias correction, that is one ahead",
 }
 RULES = (*_layouts.RULES, *_norms.RULES, *_activations.RULES, *_losses.RULES)

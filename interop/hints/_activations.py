@@ -47,6 +47,14 @@ _MASKS = {
 }
 
 
+def _computed(call: Call) -> Iterator[Option]:
+    """A mask of bools that is multiplied, or made a number."""
+    for position, x in enumerate(call.args[:2]):
+        if isinstance(x, Tensor) and x.dtype == torch.bool:
+            run = functools.partial(call.replaced, "", position, ~x)
+            yield Option((call.name, position), f"reads a mask of bools in {call.name} as it is", "its opposite", run)
+
+
 def _choice(call: Call) -> Iterator[Option]:
     """`where(condition, a, b)`, also as a method, whose first argument is then `a`."""
     if len(call.args) != 3:
@@ -95,6 +103,16 @@ def _norm(call: Call) -> Iterator[Option]:
         yield _at("a Euclidean norm at 0", "0", "NaN", lambda: over(x * x).sqrt())
     elif order in (1, 1.0) and not (call.name == "linalg_norm" and x.ndim == 2 and dim is None):
         yield _at("a norm of absolute values at 0", "0", "1", lambda: over(_abs_upwards(x)))
+
+
+def _sqrt(call: Call) -> Iterator[Option]:
+    x = call.args[0]
+
+    def run() -> Tensor:  # at 0 neither root is of an entry, so that no infinite derivative is multiplied by 0
+        zero = x == 0
+        return torch.where(zero, torch.zeros_like(x), torch.where(zero, torch.ones_like(x), x).sqrt())
+
+    yield _at("sqrt at 0", "infinity", "0", run)
 
 
 def _relu(call: Call) -> Iterator[Option]:
@@ -176,6 +194,7 @@ _KINKS: dict[Callable[[Call], Iterator[Option]], tuple[str, ...]] = {
     _abs: ("abs", "absolute"),
     _l1_loss: ("l1_loss",),
     _norm: ("norm", "linalg_norm", "linalg_vector_norm"),
+    _sqrt: ("sqrt",),
     _relu: ("relu", "relu_"),
     _leaky_relu: ("leaky_relu",),
     _clamp: ("clamp", "clamp_min", "clamp_max", "hardtanh", "relu6"),
@@ -188,5 +207,6 @@ RULES = (
     Rule("gelu", ("erf",), _erf),
     Rule("mask_polarity", tuple(name for name in _MASKS if name != "where"), _masks),
     Rule("mask_polarity", ("where",), _choice),
+    Rule("mask_polarity", ("mul", "mul_", "to", "float", "double", "type_as"), _computed),
     *(Rule("subgradient", names, options) for options, names in _KINKS.items()),
 )

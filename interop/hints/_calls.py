@@ -38,7 +38,7 @@ class Call(NamedTuple):
         return self.kwargs.get(name, self.args[position] if position < len(self.args) else default)
 
     def replaced(self, name: str, position: int, value: Any) -> Any:
-        """The result with another value of this argument."""
+        """The result with another value of this argument, which may be given by name or by position."""
         if name not in self.kwargs and position < len(self.args):
             return self.function(*self.args[:position], value, *self.args[position + 1 :], **self.kwargs)
         return self.function(*self.args, **{**self.kwargs, name: value})

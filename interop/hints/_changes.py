@@ -55,7 +55,10 @@ def of_calls(seen: Seen) -> Iterator[Change]:
 
     everywhere = f" in {len(places)} calls{_at(places)}" if len(places) > 1 else _at(places)
     yield Change(rule.kind, sentence(everywhere), 1, rule.sized, _rerun(rule, option.key, None))
-    for number, place in enumerate(places[:_SINGLE] if len(places) > 1 else ()):
+    # Those inside an optimizer have no place of their own: what is wrong there is wrong for all parameters.
+    alone = [number for number, place in enumerate(places) if place] if len(places) > 1 else []
+    for number in alone[:_SINGLE]:
+        place = places[number]
         where = f" in call {number + 1} of {len(places)}{_at([place])}"
         yield Change(rule.kind, sentence(where), 2, rule.sized, _rerun(rule, option.key, number))
 
@@ -100,7 +103,8 @@ def of_masks(inputs: Any, skip: int = 0) -> Iterator[Change]:
         x = np.asarray(x)
         if x.dtype.kind in "biuf" and np.isin(x, (0, 1)).all() and x.any() and not x.all():
             what = "bools" if x.dtype.kind == "b" else "zeros and ones"
-            change = f"PyTorch reads the mask of {what} in input{pytree.keystr(path)} as it is; with its opposite both sides agree"
+            now = f"PyTorch reads the mask of {what} in input{pytree.keystr(path)} as it is"
+            change = f"{now}; with its opposite both sides agree"
             yield Change("mask_polarity", change, 3, called=functools.partial(_negated, number, skip))
 
 

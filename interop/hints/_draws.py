@@ -1,7 +1,7 @@
 """Other inputs of the same kind: on those that were given, two different changes may come to the same numbers.
 
-Moved numbers keep their signs, zeros, ties and opposites, as `_nudge` does, since a kink that the inputs excite must stay
-excited. What holds only zeros and ones is a mask, and stays.
+Moved numbers keep their signs, zeros, ties and opposites, as `_nudge` does, since a kink that the inputs excite must
+stay excited. What holds only zeros and ones is a mask, and stays.
 """
 
 from collections.abc import Callable, Iterator

@@ -12,19 +12,26 @@ _CONVOLUTIONS = tuple(f"conv{transpose}{n}d" for n in (1, 2, 3) for transpose in
 
 
 def _square(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.ndim == 2 and x.shape[0] == x.shape[1] > 1
+    return isinstance(x, Tensor) and x.ndim >= 2 and x.shape[-1] == x.shape[-2] > 1
 
 
 def _transposed(call: Call) -> Iterator[Option]:
-    names = {"linear": (1, "weight"), "addmm": (2, "mat2")}
+    names = {"linear": ("input", "weight"), "addmm": ("input", "mat1", "mat2")}.get(call.name, ("input", "other"))
     for position in {"linear": (1,), "addmm": (1, 2)}.get(call.name, (0, 1)):
-        name = names.get(call.name, (1, "mat2"))[1] if position else "input"
-        x = call.get(name, position)
+        x = call.get(names[position], position)
         if _square(x):
-            run = functools.partial(call.replaced, name, position, x.mT)
-            what = "kernel" if position or call.name == "linear" else "left factor"
-            size = f"{x.shape[0]}x{x.shape[1]}"
-            yield Option((call.name, position), f"applies a {size} {what} in {call.name}", "its transpose", run)
+            run = functools.partial(call.replaced, names[position], position, x.mT)
+            what = "left factor" if position == 0 else "kernel"
+            now = f"applies a {x.shape[-2]}x{x.shape[-1]} {what} in {call.name}"
+            yield Option((call.name, position), now, "its transpose", run)
+
+
+def _transposed_in_einsum(call: Call) -> Iterator[Option]:
+    for position, x in enumerate(call.args):
+        if _square(x):
+            run = functools.partial(call.replaced, "", position, x.mT)
+            now = f"applies a {x.shape[-2]}x{x.shape[-1]} operand {position} in einsum({call.args[0]!r})"
+            yield Option((call.args[0], position), now, "its last two axes exchanged", run)
 
 
 def _transposed_in_attention(call: Call) -> Iterator[Option]:
@@ -53,13 +60,9 @@ def _flipped(call: Call) -> Iterator[Option]:
     weight = call.get("weight", 1)
     axes = tuple(range(2, weight.ndim))
     if max(weight.shape[2:], default=1) > 1:
-        now = f"does not mirror the kernel in {call.name}"
-        yield Option(
-            "flip",
-            now,
-            "one that is mirrored along its spatial axes",
-            lambda: call.replaced("weight", 1, weight.flip(axes)),
-        )
+        run = functools.partial(call.replaced, "weight", 1, weight.flip(axes))
+        now = f"applies a kernel in {call.name} as it lies"
+        yield Option("flip", now, "one that is mirrored along its spatial axes", run)
 
 
 def _flattened(call: Call) -> Iterator[Option]:
@@ -71,12 +74,12 @@ def _flattened(call: Call) -> Iterator[Option]:
         return
     shape = "x".join(map(str, x.shape[k:]))
     now = f"flattens axes of {shape} in this order in {call.name}"
-    for key, order in (("last", (k, -1)), ("first", (-1, k))):
+    for key, order, then in (
+        ("last", (k, -1), "the first of them moved to the end"),
+        ("first", (-1, k), "the last of them moved to the front"),
+    ):
         if key == "last" or x.ndim > k + 2:  # of two axes both are the exchange
-            said = (
-                f"the {'first' if key == 'last' else 'last'} of them moved to the {'end' if key == 'last' else 'front'}"
-            )
-            yield Option((key, k), now, f"{said}", functools.partial(_merge, x.movedim(*order), out.shape))
+            yield Option((key, k), now, then, functools.partial(_merge, x.movedim(*order), out.shape))
 
 
 def _merge(x: Tensor, shape: Any) -> Tensor:
@@ -90,7 +93,7 @@ def _split(call: Call) -> Iterator[Option]:
     k = x.ndim - 1
     if out.ndim < k + 2 or x.shape[:k] != out.shape[:k] or min(out.shape[k:]) < 2:
         return
-    axes = tuple(out.shape[k:])
+    axes: tuple[int, ...] = tuple(out.shape[k:])
     now = f"splits an axis into {'x'.join(map(str, axes))} in {call.name}"
     for key, order in (("last", (-1, k)), ("first", (k, -1))):
         if key == "last" or len(axes) > 2:
@@ -106,7 +109,8 @@ def _split_from(x: Tensor, shape: tuple[int, ...], order: tuple[int, int]) -> Te
 _RESHAPES = ("flatten", "reshape", "view", "unflatten")
 
 RULES = (
-    Rule("transposed_kernel", ("linear", "matmul", "mm", "addmm"), _transposed),
+    Rule("transposed_kernel", ("linear", "matmul", "mm", "mv", "bmm", "addmm"), _transposed),
+    Rule("transposed_kernel", ("einsum",), _transposed_in_einsum),
     Rule("transposed_kernel", ("multi_head_attention_forward",), _transposed_in_attention),
     Rule("transposed_kernel", _CONVOLUTIONS, _kernels_of_convolutions),
     Rule("flipped_kernel", _CONVOLUTIONS, _flipped),

@@ -73,6 +73,13 @@ def _mean_or_sum(call: Call) -> Iterator[Option]:
         yield option._replace(key=(mean, tuple(axes[i] for i in subset)))
 
 
+def _divided(call: Call) -> Iterator[Option]:
+    """A mean by hand: a sum that is divided by a whole number."""
+    n = call.args[1]
+    if type(n) is int and n > 2:
+        yield Option("divided", f"divides by {n}, as for a mean", "no division", lambda: call.args[0])
+
+
 def _reduced_loss(call: Call) -> Iterator[Option]:
     reduction = call.get("reduction", _REDUCTIONS[call.name], "mean")
     if reduction not in ("mean", "sum", "batchmean"):
@@ -148,19 +155,20 @@ _SCALED = ("sum", "mean", *_REDUCTIONS)
 def _factors(call: Call) -> Iterator[Option]:
     for factor in (2.0, 0.5):
         run = functools.partial(_times, call, factor)
-        words = "twice that" if factor == 2 else "half of that"
+        words = "twice" if factor == 2 else "half of"
         if call.name in _SCALED:
-            yield Option(factor, f"takes what {call.name} returns as it is", words, run)
+            yield Option(factor, f"takes {call.name}", f"{words} it", run)
             continue
         number = next((x for x in call.args[:2] if isinstance(x, (int, float)) and not isinstance(x, bool)), None)
         if number is not None:
             verb = "multiplies" if call.name == "mul" else "divides"
-            yield Option((call.name, number, factor), f"{verb} by {number:g}", words, run)
+            yield Option((call.name, number, factor), f"{verb} by {number:g}", f"{words} the result", run)
 
 
 RULES = (
     Rule("mean_or_sum", ("mean", "sum"), _mean_or_sum, sized=True),
     Rule("mean_or_sum", tuple(_REDUCTIONS), _reduced_loss, sized=True),
+    Rule("mean_or_sum", ("div",), _divided, sized=True),
     Rule("label_smoothing", ("cross_entropy",), _smoothing),
     Rule("ignore_index", ("cross_entropy", "nll_loss"), _ignored),
     Rule("factor", (*_SCALED, "mul", "div"), _factors, sized=True),

@@ -75,6 +75,15 @@ def _variance(call: Call) -> Iterator[Option]:
     yield Option(old, f"{words[old]} in {call.name}", then[1 - old], run)
 
 
+def _variance_by_hand(call: Call) -> Iterator[Option]:
+    """`sum(...) / n` and `sum(...) / (n - 1)`."""
+    n = call.args[1]
+    if type(n) is int and n > 2:
+        for new in (n - 1, n + 1):
+            run = functools.partial(call.replaced, "other", 1, new)
+            yield Option((new - n,), f"divides by {n}", f"{new}", run)
+
+
 def _running_variance(call: Call) -> Iterator[Option]:
     """PyTorch's batch norm keeps an average of unbiased variances, flax's one of biased ones; both divide by biased."""
     running, momentum = call.get("running_var", 2), call.get("momentum", 6, 0.1)
@@ -98,5 +107,6 @@ RULES = (
     Rule("eps", tuple(_POSITIONS), _eps_of_layers),
     Rule("eps", _SUMS, _eps_by_hand),
     Rule("biased_variance", ("var", "std", "var_mean", "std_mean"), _variance, sized=True),
+    Rule("biased_variance", ("div",), _variance_by_hand, sized=True),
     Rule("biased_variance", ("batch_norm",), _running_variance, sized=True),
 )

@@ -60,8 +60,9 @@ def _allowed(leaf: Leaf | None, drawn: bool) -> float:
         return EXPLAINED
     before = leaf.float64.relative
     if leaf.verdict is Verdict.SEMANTIC:
-        clearly = math.inf if drawn or before == 0 else CLEARLY * before  # 0: only infinities and NaN differed
-        return min(EXPLAINED, clearly)
+        if drawn or before <= EXPLAINED:  # only infinities and NaN differed
+            return EXPLAINED
+        return min(EXPLAINED, CLEARLY * before)
     return max(EXPLAINED, 2 * before)
 
 
@@ -113,7 +114,9 @@ def _run(trial: Trial, goal: Goal, change: Change, given: Given, drawn: bool = F
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a change that is only tried
         try:
-            for step, (ours, theirs) in enumerate(zip(trial.ours(change, given), trial.theirs(given)), start=1):
+            # that of PyTorch first: where it ends, JAX's is not asked for more
+            pairs = zip(trial.ours(change, given), trial.theirs(given), strict=False)
+            for step, (ours, theirs) in enumerate(pairs, start=1):
                 left = goal.left(step, ours, theirs, drawn)
                 if left is None:
                     return None

@@ -42,8 +42,9 @@ def counts(state: Any, steps: int) -> Iterator[Change]:
             around = functools.partial(_shifted, indices=group, by=by)
             yield Change("off_by_one", change, 1 if len(group) == 1 else 2, steps=around)
     if any(isinstance(x, LRScheduler) for _, x in _leaves(state)):
-        change = "PyTorch's scheduler begins with its first learning rate; with its second one, a step ahead, both sides agree"
-        yield Change("off_by_one", change, 1, steps=_scheduled_ahead)
+        for by, words in ((1, "its second one, a step ahead"), (-1, "the one before it, a step behind")):
+            change = f"PyTorch's scheduler begins with its first learning rate; with {words}, both sides agree"
+            yield Change("off_by_one", change, 1, steps=functools.partial(_scheduled, by))
 
 
 def _leaves(state: Any) -> list[tuple[str, Any]]:
@@ -71,17 +72,44 @@ def _shifted(steps: Steps, indices: tuple[int, ...], by: int) -> Steps:
     return shifted, step
 
 
-def _scheduled_ahead(steps: Steps) -> Steps:
+def _scheduled(by: int, steps: Steps) -> Steps:
     init, step = steps
 
-    def ahead(*args: Any) -> Any:
+    def shifted(*args: Any) -> Any:
         state = init(*args)
         for _, x in _leaves(state):
             if isinstance(x, LRScheduler):
+                x.last_epoch += by - 1
                 x.step()
         return state
 
-    return ahead, step
+    return shifted, step
+
+
+def factors(hyper: Tree) -> Iterator[Change]:
+    """Every hyper-parameter, twice and half."""
+    for key in _numbers(hyper):
+        for factor, words in ((2.0, "twice"), (0.5, "half of")):
+            change = (
+                f"PyTorch and JAX differ by a factor in hyper[{key!r}]; with {words} it in PyTorch both sides agree"
+            )
+            yield Change("factor", change, 3, steps=functools.partial(_multiplied, key, factor))
+
+
+def _multiplied(key: str, factor: float, steps: Steps) -> Steps:
+    init, step = steps
+
+    def new(hyper: Any) -> Any:
+        return {**hyper, key: factor * hyper[key]}
+
+    return (
+        lambda params, hyper, *extra: init(params, new(hyper), *extra),
+        lambda state, hyper, *batch: step(state, new(hyper), *batch),
+    )
+
+
+def _numbers(hyper: Tree) -> list[str]:
+    return [key for key, x in hyper.items() if isinstance(x, float) and x > 0] if isinstance(hyper, Mapping) else []
 
 
 class _Form(NamedTuple):
@@ -108,7 +136,7 @@ def decays(hyper: Tree, params_of: Callable[[Callable[[Steps], Steps]], list[Lea
         hyper: of both sides.
         params_of: the parameters of the PyTorch side in the first steps, of steps that are changed.
     """
-    numbers = [key for key, x in hyper.items() if isinstance(x, float) and x > 0] if isinstance(hyper, Mapping) else []
+    numbers = _numbers(hyper)
     now = params_of(lambda steps: steps) if numbers else []
     for key in numbers:
         forms = [_Form("coupled", key), *(_Form("decoupled", key, rate) for rate in numbers if rate != key)]
@@ -124,10 +152,11 @@ def decays(hyper: Tree, params_of: Callable[[Callable[[Steps], Steps]], list[Lea
 
 
 def _same(a: list[Leaves], b: list[Leaves]) -> bool:
-    return len(a) == len(b) and all(
+    return len(a) == len(b) > 0 and all(
         not (found := compare(x[name], y[name])).apart.any() and found.errors.relative < UNCHANGED
         for x, y in zip(a, b, strict=True)
         for name in x
+        if name.startswith("params")
     )
 
 
@@ -147,7 +176,7 @@ def _with_decay(form: _Form, steps: Steps) -> Steps:
         factor = hyper[form.key] * (1.0 if form.rate is None else hyper[form.rate])
         old = _params(state)
         new, metrics = step(state, without, *batch)
-        params = pytree.tree_map(lambda x, y: x - factor * y if isinstance(x, Tensor) else x, _params(new), old)
+        params = pytree.tree_map(lambda x, y: (x - factor * y).detach(), _params(new), old)
         return _with_params(new, params), metrics
 
     return init, changed

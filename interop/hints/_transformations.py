@@ -1,9 +1,9 @@
 """Decay and dampening inside a transformation of `funcreg.torch.optax`, which shows nothing of what it is made of.
 
 It is a function of gradients, state and parameters, and the parameters enter it by decay alone: with zeros in their
-place it is the same transformation without decay, `bare`. Where the difference is a multiple of the parameters, decay is
-decoupled; where it is what a multiple of the parameters in the gradient would make, it is coupled. Both are measured on
-random numbers, and used only where they hold to rounding. A learning rate shows in the answer to a huge gradient: a
+place it is the same transformation without decay (`_bare`). Where the difference is a multiple of the parameters, decay
+is decoupled; where it is what a multiple of the parameters in the gradient would make, it is coupled. Both are measured
+on random numbers, and used only where they hold to rounding. A learning rate shows in the answer to a huge gradient: a
 first step of Adam is as long as it, one of SGD a multiple of the gradient.
 """
 
@@ -101,7 +101,7 @@ def _remade(around: Callable[[GradientTransformation], GradientTransformation], 
 
 
 def _with_decay(form: _Form, inner: GradientTransformation) -> GradientTransformation:
-    def update(updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
         decay = _measured(inner, params, state)
         if decay is None or decay.rate is None:
             raise ValueError("the decay of the transformation does not show")
@@ -116,7 +116,7 @@ def _with_decay(form: _Form, inner: GradientTransformation) -> GradientTransform
 
 
 def _longer_steps(factor: float, inner: GradientTransformation) -> GradientTransformation:
-    def update(updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
         updates, state = inner.update(updates, state, params)
         return _map(lambda u: factor * u, updates), state
 
@@ -211,7 +211,7 @@ def _damped(factor: float, but_the_first: bool, inner: GradientTransformation) -
     def init(params: Tree) -> Any:
         return inner.init(params), True
 
-    def update(updates: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
+    def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
         state, is_first = state
         by = 1.0 if is_first and but_the_first else factor
         updates, state = inner.update(_map(lambda g: by * g, updates), state, params)

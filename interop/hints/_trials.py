@@ -120,16 +120,42 @@ class TrainingTrial(Trial):
         params, hyper, batches = self.given
         first = self.start(self.sides[0], self.steps[0], params, hyper)
         yield from _steps.counts(first.state, len(batches))
+        yield from _steps.factors(hyper)
         with self.sides[0].precision(64):
             given = self.sides[0].given(hyper, 64)
             yield from _transformations.changes(self.steps[0], first.state, given)
         few = (params, hyper, batches[: _steps.ENOUGH_STEPS])
-        yield from _steps.decays(hyper, lambda around: list(self._run(0, around(self.steps[0]), few)))
+        yield from _steps.decays(hyper, lambda around: self._all(0, around(self.steps[0]), few))
 
     def draws(self) -> Iterator[tuple[bool, Given]]:
         params, hyper, batches = self.given
-        yield False, (_draws.mild(params), _moved_numbers(hyper), [_draws.mild(batch) for batch in batches])
+        yield False, (_draws.mild(params), self._moved(hyper), [_draws.mild(batch) for batch in batches])
         yield True, (params, hyper, [_draws.longer(batch, next(_draws.lengths(batch), 0)) for batch in batches])
+
+    def _moved(self, hyper: Tree) -> Tree:
+        """Hyper-parameters moved a little, so that a product of two of them is not taken for a third.
+
+        Only those that both sides use: where one has a constant instead, they would be made to differ.
+        """
+        if not isinstance(hyper, dict):
+            return hyper
+        params, _, batches = self.given
+        moved = dict(hyper)
+        for key, x in hyper.items():
+            if isinstance(x, float) or (isinstance(x, np.ndarray) and x.dtype.kind == "f"):
+                other = _draws.mild(np.asarray(x))
+                other = float(other) if isinstance(x, float) else other
+                runs = [(params, hyper, batches[:1]), (params, {**hyper, key: other}, batches[:1])]
+                if all(_apart(*(self._all(side, self.steps[side], given) for given in runs)) for side in (0, 1)):
+                    moved[key] = other
+        return moved
+
+    def _all(self, side: int, steps: Steps, given: Given) -> list[Leaves]:
+        """All results, or none where the steps cannot be run."""
+        try:
+            return list(self._run(side, steps, given))
+        except Exception:
+            return []
 
     def _run(self, side: int, steps: Steps, given: Given) -> Iterator[Leaves]:
         params, hyper, batches = given
@@ -193,13 +219,8 @@ class Kept(Trial):
             yield leaves
 
 
-def _moved_numbers(tree: Tree) -> Tree:
-    """Hyper-parameters moved a little, so that a product of two of them is not taken for a third."""
-    if isinstance(tree, dict):
-        return {key: _moved_numbers(x) for key, x in tree.items()}
-    if isinstance(tree, float):
-        return float(_draws.mild(np.asarray(tree)))
-    return _draws.mild(tree) if isinstance(tree, np.ndarray) else tree
+def _apart(a: list[Leaves], b: list[Leaves]) -> bool:
+    return len(a) == len(b) and any((x[name] != y[name]).any() for x, y in zip(a, b, strict=True) for name in x)
 
 
 def _raised(leaves: Leaves | Exception) -> Leaves:
