@@ -162,6 +162,18 @@ def test_a_probe_on_which_a_side_raises_is_named():
     assert "check_probes, zeros, PyTorch side: raised in float64" in caught.value.__notes__[0]
 
 
+def test_a_probe_without_a_common_precision_makes_it_inconclusive():
+    def ours(x):
+        return x if x.dtype == torch.float32 or x.sum() > 0 else 1 / 0
+
+    def theirs(x):
+        return x if x.dtype == jnp.float64 or x.sum() > 0 else 1 / 0
+
+    report = interop.check_probes(ours, theirs, {"good": (np.ones(3),), "bad": (-np.ones(3),)})
+    assert report.verdict is INCONCLUSIVE and [leaf.name for leaf in report.leaves] == ["good/(result)"]
+    assert report.reasons[0].startswith("bad: the PyTorch side fails in float64: ZeroDivisionError")
+
+
 def test_randomness_on_a_probe_is_said():
     report = interop.check_probes(lambda x: F.dropout(x, 0.5), lambda x: x, {"one": (np.ones(9),)})
     assert report.verdict is INCONCLUSIVE and report.reasons[0].startswith("one: the PyTorch side is random")

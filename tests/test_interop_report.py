@@ -149,9 +149,8 @@ def test_one_step_is_a_dot_and_no_step_no_chart():
 
 def test_a_large_report_stays_readable_and_small():
     names = [f"params.encoder.layers.{i}.attention.query.kernel" for i in range(500)]
-    report = trajectories(
-        names, 40, lambda i, step: 1e-6 * step if i == 321 and step > 30 else 1e-16 * (1 + (i + 3) % 5)
-    )
+    error = lambda i, step: 1e-6 * step if i == 321 and step > 30 else 1e-16 * (1 + (i + 3) % 5)  # noqa: E731
+    report = trajectories(names, 40, error)
     text = report.to_html()
     page = Page(text)
     assert len(text) < 400_000
