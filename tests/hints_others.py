@@ -114,6 +114,7 @@ other("a sigmoid instead of gelu's erf", F.gelu, lambda x: x * jax.nn.sigmoid(1.
 other("softmax over another axis", lambda x: x.softmax(0), lambda x: jax.nn.softmax(x, 1), X)
 other("a residual connection is missing", lambda x, w: x + torch.tanh(x @ w), lambda x, w: jnp.tanh(x @ w), X, W)
 other("layer norm, eps 1e-5 and 1.001e-5", lambda x: F.layer_norm(x, (6,)), lambda x: layer_norm_jax(x, 1.001e-5), X)
+other("layer norm, eps 1e-5 and 1.001e-6", lambda x: F.layer_norm(x, (6,)), lambda x: layer_norm_jax(x, 1.001e-6), X)
 other("unit vectors, eps added", lambda x: F.normalize(x, dim=-1), lambda x: x / (_length(x) + 1e-8), X)
 other("an epsilon under and beside the root", lambda x: x / (x.norm() + 1e-6), lambda x: x / _root(x, 1e-6), X / 1e3)
 other("variances over another axis", lambda x: x.var(0), lambda x: jnp.var(x, 1)[:6], normal(6, 6))
