@@ -64,7 +64,7 @@ SPECIALIZED = [
     ("list", lambda x: torch.tensor([1.0] * x.shape[0]) @ x, "becomes a fixed number"),
     ("branch", lambda x: x.sum(0) if x.shape[0] > 10 else x.mean(0), "branches on dimension 0 ('batch') of the input"),
     ("one size", lambda x: x.sum(0) if x.shape[0] == 777 else x.mean(0), "branches on dimension 0 ('batch')"),
-    ("product", lambda x: x.sum(0) if x.shape[0] ** 2 > 10**9 else x.mean(0), "branches on dimension 0 ('batch')"),
+    ("product", lambda x: x.sum(0) if x.shape[0] ** 2 == 777**2 else x.mean(0), "branches on dimension 0 ('batch')"),
     ("even", lambda x: x.sum(0) if x.shape[0] % 2 == 0 else x.mean(0), "branches on dimension 0 ('batch')"),
     ("larger", lambda x: x * max(x.shape), "branches on dimension 0 ('batch')"),
     (
