@@ -183,8 +183,8 @@ def test_a_size_that_is_a_special_case_is_checked_or_refused(tmp_path):
 
 
 def test_branches_of_pytorch_that_change_nothing_are_no_reason(tmp_path):
-    """A convolution assumes a batch of 16 or more (or less), and is the same operation; padding needs a rule for symbols
-    that C++ does not have."""
+    """A convolution assumes a batch of 16 or more (or less), and is the same operation; padding needs a rule for
+    symbols that C++ does not have."""
     example = {"w": torch.randn(2, 1, 3, 3), "x": torch.randn(8, 1, 5, 5)}
     report = export(lambda w, x: F.pad(F.conv2d(x, w), (1, 2)), tmp_path, X, example, check_sizes=(1, 15, 16, 17))
     assert report.bitwise
