@@ -36,7 +36,7 @@ REFUSED = {
     "equal": (
         lambda x: 2 * x if x.shape[0] == 7 else x,
         "SpecializationError",
-        r"asks for n == 7, at .*refusals.py:\d+",
+        r"asks for n == 7, at .*als.py:\d+",
     ),
     "unequal": (lambda x: 2 * x if x.shape[0] != 7 else x, "SpecializationError", "asks for n != 7"),
     "among": (lambda x: 2 * x if x.shape[0] in (4, 7) else x, "SpecializationError", "asks for n == 4"),
@@ -44,7 +44,7 @@ REFUSED = {
     "greater": (
         lambda x: 2 * x if x.shape[0] > 7 else x,
         "SpecializationError",
-        "has to be a number, at .*refusals.py",
+        "has to be a number, at .*als.py",
     ),
     "float": (lambda x: x / float(x.shape[0]), "SpecializationError", r"\(n\) has to be a number"),
     "loop": (lambda x: sum(row for row in x), "SpecializationError", "jax.lax.map instead of a loop"),
