@@ -64,8 +64,9 @@ SPECIALIZED = [
     ("list", lambda x: torch.tensor([1.0] * x.shape[0]) @ x, "becomes a fixed number"),
     ("branch", lambda x: x.sum(0) if x.shape[0] > 10 else x.mean(0), "branches on dimension 0 ('batch') of the input"),
     ("one size", lambda x: x.sum(0) if x.shape[0] == 777 else x.mean(0), "branches on dimension 0 ('batch')"),
-    ("product", lambda x: x.sum(0) if x.shape[0] ** 2 > 10**9 else x.mean(0), "branches on dimension 0 ('batch')"),
+    ("product", lambda x: x.sum(0) if x.shape[0] ** 2 == 777**2 else x.mean(0), "branches on dimension 0 ('batch')"),
     ("even", lambda x: x.sum(0) if x.shape[0] % 2 == 0 else x.mean(0), "branches on dimension 0 ('batch')"),
+    ("kernel", lambda x: torch.cdist(x, x), "is another one where dimension 0 ('batch') of the input 'x' is 3 in"),
     ("larger", lambda x: x * max(x.shape), "branches on dimension 0 ('batch')"),
     (
         "blocks",
@@ -182,9 +183,11 @@ def test_a_size_that_is_a_special_case_is_checked_or_refused(tmp_path):
 
 
 def test_branches_of_pytorch_that_change_nothing_are_no_reason(tmp_path):
-    """A convolution assumes a batch of 16 or more (or less), and is the same operation."""
+    """A convolution assumes a batch of 16 or more (or less), and is the same operation; padding needs a rule for
+    symbols that C++ does not have."""
     example = {"w": torch.randn(2, 1, 3, 3), "x": torch.randn(8, 1, 5, 5)}
-    assert export(lambda w, x: F.conv2d(x, w), tmp_path, X, example, check_sizes=(1, 15, 16, 17)).bitwise
+    report = export(lambda w, x: F.pad(F.conv2d(x, w), (1, 2)), tmp_path, X, example, check_sizes=(1, 15, 16, 17))
+    assert report.bitwise
 
 
 @pytest.mark.parametrize(

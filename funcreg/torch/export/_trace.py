@@ -10,7 +10,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +33,7 @@ from ..._export_errors import (
     UnsupportedOpError,
 )
 from ._inputs import Inputs
-from ._watch import Assumption, Watch, WatchedShapeEnv
-
-_TORCH = str(Path(torch.__file__).parent)
+from ._watch import LIBRARIES, Assumption, Watch, WatchedShapeEnv
 
 
 @dataclass(frozen=True)
@@ -244,7 +241,6 @@ def _brief(error: Exception) -> str:
 
 def _place(error: Exception) -> str:
     """The last line of the function's own code that an error passed through."""
-    here = str(Path(__file__).parent.parent)
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith((_TORCH, here, "<"))]
+    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
     return f", at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""

@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode, resolve_name
 
 _TORCH = str(Path(torch.__file__).parent)
-_LIBRARIES = (_TORCH, str(Path(__file__).parent.parent.parent), "<")
+LIBRARIES = (_TORCH, str(Path(__file__).parent.parent.parent), "<")
 # What stands between a branch on a size and `evaluate_expr`.
 _SYMBOLS = (f"{_TORCH}/fx/", f"{_TORCH}/__init__.py", f"{_TORCH}/utils/_stats.py", __file__)
 
@@ -82,7 +82,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def place() -> str:
     """The line of the function's own code that is being run."""
-    own = [frame for frame in _frames() if not frame.f_code.co_filename.startswith(_LIBRARIES)]
+    own = [frame for frame in _frames() if not frame.f_code.co_filename.startswith(LIBRARIES)]
     return f"{own[0].f_code.co_filename}:{own[0].f_lineno}" if own else ""
 
 
