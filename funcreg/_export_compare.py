@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TOLERANCE = 32  # where bits may differ: in eps of the largest number of an output
+TOLERANCE = 32  # where bits may differ: in eps of an output's largest number, or in what an ulp in the inputs does
 
 
 @dataclass
@@ -17,7 +17,9 @@ class Difference:
     Attributes:
         compared: how many outputs.
         different: how many whose bits are not the same.
-        outside: how many that differ by more than `TOLERANCE` eps of their largest number.
+        outside: how many that differ by more than rounding: `TOLERANCE` times eps of their largest number, or times
+            their noise. Without the latter, a result that is nothing but rounding errors, as a gradient that cancels,
+            would never be right.
         worst_abs, worst_ulp: the largest difference, and the same counted in representable numbers.
         first: the first output of those counted by `outside`, or if there is none, by `different`, in words.
     """
@@ -29,8 +31,14 @@ class Difference:
     worst_ulp: int = 0
     first: str = ""
 
-    def add(self, where: str, got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-        """Take in the outputs of one call."""
+    def add(
+        self,
+        where: str,
+        got: Mapping[str, np.ndarray],
+        expected: Mapping[str, np.ndarray],
+        noise: Mapping[str, float],
+    ) -> None:
+        """Take in the outputs of one call; `noise` is how far some move when the inputs move by an ulp."""
         for name, x in expected.items():
             self.compared += 1
             if name not in got:
@@ -39,9 +47,9 @@ class Difference:
                 text = f"{got[name].dtype}{list(got[name].shape)} instead of {x.dtype}{list(x.shape)}"
                 self._found(f"{where} {name}: {text}", True)
             elif got[name].tobytes() != x.tobytes():
-                self._compare(f"{where} {name}", got[name], x)
+                self._compare(f"{where} {name}", got[name], x, noise.get(name, 0.0))
 
-    def _compare(self, where: str, got: np.ndarray, x: np.ndarray) -> None:
+    def _compare(self, where: str, got: np.ndarray, x: np.ndarray, noise: float) -> None:
         if not is_float(x.dtype):
             self._found(f"{where}: {int((got != x).sum())} of {x.size} numbers differ", True)
             return
@@ -54,7 +62,7 @@ class Difference:
         worst = float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max())
         ulp = int(np.abs(_ordered(got)[wrong] - _ordered(x)[wrong]).max())
         finite = np.abs(x[np.isfinite(x)].astype(np.float64))
-        allowed = TOLERANCE * eps(x.dtype) * float(finite.max(initial=0.0))
+        allowed = TOLERANCE * max(eps(x.dtype) * float(finite.max(initial=0.0)), noise)
         self.worst_abs, self.worst_ulp = max(self.worst_abs, worst), max(self.worst_ulp, ulp)
         text = f"{where}: {int(wrong.sum())} of {x.size} numbers differ, by {worst:.3g} or {ulp} ulp at most"
         self._found(text, not worst <= allowed)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import hypothesis
 import jax
@@ -104,7 +105,7 @@ def fresh_jax_process() -> Iterator[None]:
     assert process.stdin and process.stdout
     stdin, stdout = process.stdin, process.stdout
 
-    def ask(where: str, job: str, environment: dict[str, str]) -> dict[str, str]:
+    def ask(where: str, job: str, environment: dict[str, str]) -> dict[str, Any]:
         assert environment["JAX_PLATFORMS"] == "cpu"
         stdin.write(job + "\n")
         stdin.flush()

@@ -91,7 +91,7 @@ def outputs_of(manifest: Manifest, data: bytes, key: str) -> list[Arrays]:
     return cases
 
 
-def run(where: str, path: Path, manifest: Manifest, platform: str) -> tuple[Difference, dict[str, str]]:
+def run(where: str, path: Path, manifest: Manifest, platform: str) -> tuple[Difference, dict[str, Any]]:
     """Run the cases of the files that a manifest describes in a fresh process.
 
     Args:
@@ -115,12 +115,13 @@ def run(where: str, path: Path, manifest: Manifest, platform: str) -> tuple[Diff
         said = _ask(where, json.dumps(job), {**os.environ, "JAX_PLATFORMS": platform})
         returned = outputs_of(manifest, results.read_bytes(), "{}")
     found = Difference()
-    for case, got, expected in zip(manifest.cases, returned, recorded, strict=True):
-        found.add(str(case["sizes"]), got, expected)
+    noise = said.pop("noise")
+    for i, case in enumerate(manifest.cases):
+        found.add(str(case["sizes"]), returned[i], recorded[i], noise[str(i)])
     return found, said
 
 
-def _ask(where: str, job: str, environment: Mapping[str, str]) -> dict[str, str]:
+def _ask(where: str, job: str, environment: Mapping[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-I", str(PROGRAM)]
     done = subprocess.run(command, input=job + "\n", capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:

@@ -33,6 +33,7 @@ class Exported:
 
     def __init__(self, manifest: Manifest, module: export.Exported) -> None:
         self.manifest, self.module = manifest, module
+        self._run = jax.jit(module.call)
 
     def __call__(self, inputs: Mapping[str, Any], method: str = "forward") -> dict[str, Array]:
         """Run the file; under `jax.jit` as well.
@@ -67,7 +68,7 @@ class Exported:
                     f"exported: {name} is {spec}, which JAX without x64 narrows; call the file inside "
                     "jax.enable_x64(True)"
                 )
-        return self.module.call(flat)  # pyright: ignore[reportReturnType]  annotated as one array
+        return self._run(flat)
 
 
 def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:
@@ -112,8 +113,8 @@ def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:
 def verify_exported(path: str | PathLike[str]) -> ExportReport:
     """Run the recorded cases of an exported file in a fresh process, which loads the file as a program.
 
-    Every output may differ from the recorded one by 32 eps of its largest number: the program is compiled anew, for
-    this machine.
+    Every output may differ from the recorded one by 32 times rounding, which is eps of its largest number, or what an
+    ulp in the inputs does to it: the program is compiled anew, for this machine.
 
     Args:
         path: the file; manifest and recorded cases lie beside it.
@@ -149,7 +150,7 @@ def verify_exported(path: str | PathLike[str]) -> ExportReport:
     if found.outside:
         raise SelfCheckError(
             f"{where}: {file} does not return what was recorded, in {found.outside} of {found.compared} outputs; first "
-            f"at {found.first}, where {TOLERANCE} eps of the largest number are allowed. Recorded with jax "
+            f"at {found.first}, which is more than {TOLERANCE} times rounding. Recorded with jax "
             f"{manifest.framework_version}, run with jax {said['jax']}"
         )
     return ExportReport(

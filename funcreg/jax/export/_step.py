@@ -62,8 +62,8 @@ def export_step(
 
     Raises:
         ExportError: the function cannot be exported; the subclass and the message say what to change.
-        SelfCheckError: an output of the file is further from the function's than 32 eps of its largest number: the
-            compiler rounds differently where a size is a number. Nothing is left behind, as after every error.
+        SelfCheckError: an output of the file is further from the function's than 32 times rounding: eps of its largest
+            number, or what an ulp in the inputs does to it. Nothing is left behind, as after every error.
         FileExistsError: without `overwrite`.
         ImportError: flatbuffers is not installed.
         ValueError, TypeError: arguments that do not fit together. What the function itself raises is passed on.
@@ -130,8 +130,8 @@ def export_step(
         if found.outside:
             raise SelfCheckError(
                 f"{where}: the file does not return what the function returns, in {found.outside} of {found.compared} "
-                f"outputs; first at {found.first}. A function that keeps state of its own, or reads a clock, cannot be "
-                "exported; if it is rounding that is amplified, export with float64 inputs"
+                f"outputs; first at {found.first}. A function that keeps state of its own, draws NumPy's random "
+                "numbers or reads a clock cannot be exported: what it takes from there is an input"
             )
         checked = {"compared": found.compared, "bitwise": not found.different, "platforms": list(platforms), **said}
         manifest = replace(draft, self_check=checked)
