@@ -22,7 +22,7 @@ import funcreg.torch as frt
 import parity_corpus
 from funcreg import interop
 from interop import Verdict, verdict
-from interop._measure import compare
+from interop._measure import BLOCK, compare, movement
 from interop._nudge import DRAWS, nudge
 from interop.verdict import Evidence, judge
 
@@ -208,6 +208,21 @@ def test_errors_are_absolute_relative_and_in_ulps():
     assert compare(np.array([3]), np.array([5])).errors.absolute == 2
     assert compare(np.array([3j]), np.array([4.0])).errors.absolute == 5
     assert compare(np.zeros((0, 2)), np.zeros((0, 2))).errors == (0, 0, 0)
+
+
+@pytest.mark.parametrize("at", [0, BLOCK, 2 * BLOCK + 2])
+def test_a_leaf_of_several_blocks_is_one_leaf(at):
+    a = np.random.default_rng(0).uniform(1, 2, 2 * BLOCK + 3)
+    b = a.copy()
+    b[at], b[5] = a[at] + 3, a[5] + 1e-3
+    found = compare(a, b)
+    assert found.errors == pytest.approx((3, 3 / b[at], 3 / np.spacing(b[at]))) and found.size == b[at]
+    assert movement(a, b) == (pytest.approx(3), False)
+    np.testing.assert_array_equal(nudge(a, 0)[at:], nudge(a[at:].copy(), 0))
+    b[at] = np.nan
+    found = compare(a, b)
+    assert found.errors.absolute == pytest.approx(1e-3) and np.flatnonzero(found.apart).tolist() == [at]
+    assert movement(a, b) == (found.errors.absolute, True)
 
 
 def test_what_is_not_finite_is_told_apart_and_not_compared():
