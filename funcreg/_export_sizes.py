@@ -93,7 +93,7 @@ def combinations(example: Sizes, check_sizes: Sequence[int]) -> list[Sizes]:
     return [case for i, case in enumerate(cases) if case not in cases[:i]]
 
 
-def check_given(where: str, manifest: Manifest, method: str, given: Mapping[str, tuple[str, Sequence[int]]]) -> None:
+def check_given(manifest: Manifest, method: str, given: Mapping[str, tuple[str, Sequence[int]]]) -> None:
     """Hold what a caller gives, dtype and shape by name, against the manifest.
 
     Raises:
@@ -103,19 +103,19 @@ def check_given(where: str, manifest: Manifest, method: str, given: Mapping[str,
     sizes: dict[str, tuple[int, str]] = {}
     for name in given:
         if name not in inputs:
-            raise ValueError(f"{where}: there is no input {name}; the inputs are {', '.join(inputs)}")
+            raise ValueError(f"there is no input {name}; the inputs are {', '.join(inputs)}")
     for name, spec in inputs.items():
         if name not in given:
-            raise ValueError(f"{where}: input {name} is missing; it must be {spec}")
+            raise ValueError(f"input {name} is missing; it must be {spec}")
         dtype, shape = given[name]
         fits = dtype == spec.dtype and len(shape) == len(spec.shape)
         if not fits or any(isinstance(n, int) and n != size for n, size in zip(spec.shape, shape, strict=True)):
-            raise ValueError(f"{where}: input {name} must be {spec}, got {ArraySpec(dtype, tuple(shape))}")
+            raise ValueError(f"input {name} must be {spec}, got {ArraySpec(dtype, tuple(shape))}")
         for dim, size in zip(spec.shape, shape, strict=True):
             if isinstance(dim, int):
                 continue
             expected, other = sizes.setdefault(dim, (size, name))
             if size != expected:
-                raise ValueError(f"{where}: {dim} must be the same in the inputs {other} and {name}")
+                raise ValueError(f"{dim} must be the same in the inputs {other} and {name}")
             if size in manifest.sizes[dim]["refused"]:
-                raise ValueError(f"{where}: {dim} = {size} was not checked when this file was made: input {name}")
+                raise ValueError(f"{dim} = {size} was not checked when this file was made: input {name}")

@@ -60,7 +60,7 @@ class Exported:
             if not isinstance(x, jax.Array | np.ndarray):
                 raise TypeError(f"exported: the input {name!r} must be an array, got {type(x).__name__}")
         given = {name: (x.dtype.name, x.shape) for name, x in flat.items()}
-        check_given("exported", self.manifest, method, given)
+        check_given(self.manifest, method, given)
         described = self.manifest.methods[method]
         for name, spec in (described.inputs | described.outputs).items():
             if jax.dtypes.canonicalize_dtype(spec.dtype).name != spec.dtype:

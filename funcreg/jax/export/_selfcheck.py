@@ -34,7 +34,8 @@ def main(job):
     for i, case in enumerate(manifest["cases"]):
         inputs = {}
         for name, spec in specs.items():
-            data = stored.get(f"in.{name}", stored.get(f"{i}.in.{name}"))
+            places = [f"in.{name}", f"{i}.in.{name}"] if name not in case["carried"] else [f"{i - 1}.out.{name}"]
+            data = next(stored[place] for place in places if place in stored)
             shape = [n if isinstance(n, int) else case["sizes"][n] for n in spec["shape"]]
             inputs[name] = np.frombuffer(data, jax.numpy.dtype(spec["dtype"])).reshape(shape)
         outputs = {name: np.asarray(x, order="C") for name, x in dict(call(inputs)).items()}

@@ -87,7 +87,7 @@ def export_step(
         ...     check_sizes=(1, 5),
         ... )
         >>> report.compared, report.manifest.methods["forward"].inputs["x"].shape
-        (15, ('batch', 3))
+        (20, ('batch', 3))
         >>> exported = fr.export.load_exported(f"{folder.name}/step.jax", trusted=True)
         >>> batch = {"x": jnp.ones((2, 3)), "y": jnp.full((2,), 3.0)}
         >>> print(exported(example | batch)["state.params.w"])
@@ -117,7 +117,7 @@ def export_step(
         methods={"forward": MethodSpec(inputs.specs(), {name: spec_of(results[name]) for name in cases[0].outputs})},
         sizes={dim: {"refused": [n for n in (0, 1) if n not in sizes_to_check]} for dim in inputs.sizes},
         files={},
-        cases=[{"method": "forward", "sizes": case.sizes} for case in cases],
+        cases=[{"method": "forward", "sizes": case.sizes, "carried": case.carried} for case in cases],
     )
     with staged(where, file, overwrite) as folder:
         (folder / file.name).write_bytes(exported.serialize())
