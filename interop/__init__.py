@@ -9,7 +9,6 @@ one's own. `check` and `check_training` say whether two sides agree, `check_prob
 It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alone does without it.
 """
 
-from . import _early as _early
 from . import hints as hints
 from . import rules as rules
 from .arrays import to_jax as to_jax

@@ -1,4 +1,4 @@
-"""The command line of `python -m interop`: what is wrong in it is said before a framework is imported."""
+"""The command line of `python -m interop`: what is wrong in it is said before anything runs."""
 
 import argparse
 import tempfile

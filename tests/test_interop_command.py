@@ -169,25 +169,6 @@ def test_it_can_import_what_lies_beside_the_file(write):
     sys.modules.pop("beside")
 
 
-@pytest.mark.parametrize("module", ["interop", "funcreg.interop"])
-def test_help_and_wrong_arguments_import_no_framework(module, tmp_path):
-    """Both names of the package; the frameworks are replaced by modules that cannot be imported."""
-    for name in ("torch", "jax", "flax", "optax"):
-        (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported')\n")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-
-    def run(*arguments):
-        command = [sys.executable, "-W", "error", "-m", module, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
-
-    helped = run("check", "--help")
-    assert helped.returncode == 0, helped.stderr
-    for word in ("torch_fn, jax_fn, inputs", "parity_NAME()", "exit code", "--html OUT"):
-        assert word in helped.stdout
-    missing = run("check", "nothing.py")
-    assert missing.returncode == 2 and "no such file" in missing.stderr
-
-
 def test_it_runs_as_a_module(write):
     write(UNKNOWN)
     command = [sys.executable, "-W", "error", "-m", "interop", "check", "port.py"]
