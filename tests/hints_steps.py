@@ -112,6 +112,12 @@ train(
 )
 train(
     "decoupled_decay",
+    "beside momentum, which hides it in the first step",
+    lambda h: OPTAX.chain(OPTAX.add_decayed_weights(0.1), OPTAX.sgd(0.05, 0.9)),
+    lambda h: optax.chain(optax.trace(0.9), optax.add_decayed_weights(0.1), optax.scale(-0.05)),
+)
+train(
+    "decoupled_decay",
     "in the loss",
     lambda h: OPTAX.adam(h["lr"]),
     decoupled,
