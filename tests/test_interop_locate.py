@@ -16,7 +16,7 @@ from torch import nn
 from funcreg import interop
 from interop import _activations
 from interop._activations import Slot
-from locate_corpus import FAULTS, WIDTH, Perceptron, PerceptronLinen, PerceptronNNX, Siamese, X
+from locate_corpus import FAULTS, WIDTH, Perceptron, PerceptronLinen, PerceptronNNX, Siamese, X, doubled
 
 # One of each kind; the whole corpus is slow.
 QUICK = (
@@ -139,6 +139,22 @@ def test_a_long_table_shows_the_ends_and_what_differs():
         found.verdict, "", "", tuple(found.layers[0] for _ in range(200)), found.ends, found.reasons
     )
     assert len(str(many).splitlines()) < 12 and "... and 198 more calls" in str(many)
+
+
+@pytest.mark.parametrize(
+    "between, after, direction, where, also",
+    [
+        (jax.nn.relu, lambda x: x, "forward", "between `a` and `b`", "after `b`"),
+        (doubled, lambda x: 2 * doubled(x / 2), "gradient", "after `b`", "between `a` and `b`"),
+        (doubled, lambda x: x, "forward", "after `b`", None),
+    ],
+)
+def test_of_several_faults_the_first_comes_first(between, after, direction, where, also):
+    """Values before gradients; forwards from the input on, backwards from the result on."""
+    found = located(Two(torch.tanh, lambda x: 2 * torch.tanh(x / 2)), TwoNNX(between, after), X)
+    assert (found.direction, found.where) == (direction, where)
+    said = [reason for reason in found.reasons if reason.startswith("by itself also ")]
+    assert said == ([f"by itself also {also}"] if also else [])
 
 
 # --- what is to be said besides ---
@@ -357,8 +373,10 @@ def test_values_decide_only_if_the_first_layout_is_wrong_by_far():
     assert not _activations.best(found, x, x).guessed
     swapped = _activations.best(found, x, x.swapaxes(0, 1))
     assert swapped.guessed and swapped.order == (1, 0, 2)
-    other = np.random.default_rng(1).normal(size=x.shape)
-    assert not _activations.best(found, x, other).guessed  # a fault, in whichever order
+    for seed in range(4):
+        other = np.random.default_rng(seed).normal(size=x.shape)
+        assert not _activations.best(found, x, other).guessed  # a fault, in whichever order
+        assert not _activations.best(found, x, x.swapaxes(0, 1) + 0.1 * other).guessed
     assert not _activations.best(found, np.zeros_like(x), np.zeros_like(x)).guessed
 
 
