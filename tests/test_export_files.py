@@ -149,9 +149,18 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 
 
 def test_the_manifest_is_moved_last(tmp_path, monkeypatch):
+    """And an old one is gone before: no reader takes new files for those that it describes."""
     order = []
-    monkeypatch.setattr(_artifact.os, "replace", lambda source, target: order.append(Path(target).name))
-    with _artifact.staged("test", tmp_path / "f.pt", False) as folder:
+    beside = tmp_path / "f.pt.json"
+    beside.touch()
+
+    def note(source, target):
+        del source
+        assert not beside.exists()
+        order.append(Path(target).name)
+
+    monkeypatch.setattr(_artifact.os, "replace", note)
+    with _artifact.staged("test", tmp_path / "f.pt", True) as folder:
         for name in ("f.pt.json", "a", "f.pt", "z"):
             (folder / name).touch()
     assert order == ["a", "f.pt", "z", "f.pt.json"]
