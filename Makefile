@@ -14,17 +14,20 @@ RUN = $(VENV)/bin/python
 # Someone else's modules must not shadow those of .venv.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-all lint bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1: /p' $(firstword $(MAKEFILE_LIST)) | awk -F': ' '{ printf "  make %-7s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(firstword $(MAKEFILE_LIST)) | awk -F': ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 
 demo: $(READY) ## exact zeros on real digits, a path of strengths, a verdict that both frameworks agree (two minutes)
 	$(RUN) examples/sparse_digits.py $(ARGS)
 	$(RUN) examples/regularization_path.py $(ARGS)
 	$(RUN) examples/digits_parity.py $(ARGS)
 
-test: $(READY) ## the tests, in two processes of one thread each
+test: $(READY) ## the tests but the slow ones, in two processes of one thread each (about eight minutes)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: $(READY) ## all tests: whole corpora, long examples, compilers as well
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(ARGS)
 
 lint: $(READY) ## ruff (rules and format), pyright on the public surface

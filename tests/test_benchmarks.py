@@ -81,6 +81,7 @@ def test_each_case_runs_next_to_its_baseline_in_alternating_order(bench):
     assert runs == clock.order[2 * len(variants) + 1 :: 2]
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed_promotion
 def test_the_command_measures_every_family_and_says_on_what(bench, tmp_path, capsys):
     bench.main([*SMALL, "--json", str(tmp_path / "out.json")])
@@ -147,6 +148,7 @@ def test_how_much_faster_is_that_of_the_loop_in_the_same_round(ensembles, monkey
     assert results[0].faster == 1 and results[1].faster == pytest.approx(8, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed_promotion  # the benchmark is what a user writes
 def test_the_ensemble_benchmark_runs(ensembles, tmp_path, capsys):
     small = ["--eager", "--members", "2", "--examples", "3", "--rounds", "1", "--steps", "1", "--warm", "1"]

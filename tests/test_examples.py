@@ -12,6 +12,7 @@ import pytest
 from scripts import run_script
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+QUICK = {"l1_l2_loss", "anchored", "port_mlp", "nnx_optax"}
 # What begins with an underscore is parts of examples.
 HAVE_TESTS_OF_THEIR_OWN = {"sparse_digits", "regularization_path", "digits_parity", "ensemble"}
 NAMES = sorted(p.stem for p in EXAMPLES.glob("[!_]*.py") if p.stem not in HAVE_TESTS_OF_THEIR_OWN)
@@ -173,7 +174,7 @@ CHECKS: dict[str, Callable[[Numbers], None]] = {
 
 
 @pytest.mark.relaxed_promotion  # as it is for their reader
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES])
 def test_prints_the_numbers_its_docstring_promises(name: str, tmp_path: Path) -> None:
     assert name in CHECKS, f"examples/{name}.py: state bounds for the numbers it prints, in a function of this file"
     printed = run_script(EXAMPLES / f"{name}.py", tmp_path)
@@ -182,6 +183,7 @@ def test_prints_the_numbers_its_docstring_promises(name: str, tmp_path: Path) ->
     assert not numbers, "printed, but no bound is stated"
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed_promotion  # as it is for their reader
 def test_per_example_clips_each_example_and_says_why_not_the_penalty(
     x64: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch

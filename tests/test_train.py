@@ -50,8 +50,9 @@ ADDED = {
 # prox_adam with every penalty and every set of options. The others hand the penalty to the same two methods: one is
 # a sum of entries, the other a sum of parts, in groups.
 FEW = [next(case for case in CASES if case.record.factory == name) for name in ("l1", "sparse_group_lasso")]
+QUICK = [*FEW, *(case for case in CASES if case.name in ("group_lasso middle axes", "group_lasso per input"))]
 COMBINATIONS = [
-    (name, case)
+    pytest.param(name, case, marks=() if case in QUICK else pytest.mark.slow, id=f"{name}-{case}")
     for names, cases in ((PROXIMAL, PROX), (ADDED, GRAD))
     for name in names
     for case in cases
@@ -114,7 +115,7 @@ def assert_near(wing, got, want, bound):
 
 @pytest.mark.relaxed_promotion  # optax mixes dtypes
 @each_wing
-@pytest.mark.parametrize(("how", "case"), COMBINATIONS, ids=lambda x: str(x))
+@pytest.mark.parametrize(("how", "case"), COMBINATIONS)
 def test_members_are_trained_as_if_alone(wing, how, case):
     with wing.precision("float64"):
         params, hyper, batch = problem(wing)
