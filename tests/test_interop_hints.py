@@ -57,7 +57,7 @@ def of_corpus():
         yield pytest.param(case, marks=() if quick else pytest.mark.slow, id=str(case))
 
 
-@pytest.mark.parametrize("case", of_corpus())
+@pytest.mark.parametrize("case", list(of_corpus()))
 def test_a_hint_is_given_where_it_is_right_and_only_there(case):
     with quickly():
         report = case.check()
