@@ -71,6 +71,7 @@ from ..._export_errors import SelfCheckError as SelfCheckError
 from ..._export_errors import SpecializationError as SpecializationError
 from ..._export_errors import UnsupportedOpError as UnsupportedOpError
 from ..._export_errors import VersionError as VersionError
+from ..._export_report import ExportReport as ExportReport
 from ..._manifest import ArraySpec as ArraySpec
 from ..._manifest import Manifest as Manifest
 from ..._manifest import MethodSpec as MethodSpec
@@ -78,5 +79,4 @@ from ._load import Exported as Exported
 from ._load import load_exported as load_exported
 from ._load import verify_exported as verify_exported
 from ._penalty import export_penalty as export_penalty
-from ._report import ExportReport as ExportReport
 from ._step import export_step as export_step

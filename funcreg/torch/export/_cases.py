@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..._export_sizes import combinations
 from ._inputs import Method, Tensors
 
 
@@ -31,12 +32,12 @@ def record(methods: Mapping[str, Method], check_sizes: Sequence[int], feed_back:
     cases = []
     for key, method in methods.items():
         outputs: Tensors = {}
-        combinations = _combinations(method.inputs.sizes, check_sizes)
-        for i, sizes in enumerate([*combinations, combinations[0]]):
+        every = combinations(method.inputs.sizes, check_sizes)
+        for i, sizes in enumerate([*every, every[0]]):
             given = method.inputs.resized(sizes)
             static = {name: x for name, x in given.items() if not method.inputs.dims[name]}
             state = {name: x for name, x in outputs.items() if feed_back and name in static and _alike(x, static[name])}
-            if i == len(combinations) and not state:
+            if i == len(every) and not state:
                 break
             given |= state
             try:
@@ -52,16 +53,6 @@ def record(methods: Mapping[str, Method], check_sizes: Sequence[int], feed_back:
 
 def _alike(x: Tensor, y: Tensor) -> bool:
     return x.dtype == y.dtype and x.shape == y.shape
-
-
-def _combinations(example: Mapping[str, int], check_sizes: Sequence[int]) -> list[dict[str, int]]:
-    """Sizes of all dimensions: those of the example; every size for all; and different ones, in turn."""
-    dims, n = list(example), len(check_sizes)
-    cases = [dict(example)]
-    if dims:
-        cases += [dict.fromkeys(dims, size) for size in check_sizes]
-        cases += [{dim: check_sizes[(i + k) % n] for k, dim in enumerate(dims)} for i in range(n)]
-    return [case for i, case in enumerate(cases) if case not in cases[:i]]
 
 
 def to_bytes(cases: Sequence[Case]) -> bytes:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from ..._export_errors import IntegrityError, SelfCheckError, VersionError
+from ..._export_report import ExportReport
+from ..._export_sizes import check_given
 from ..._manifest import Manifest, checked_bytes, manifest_path, read
 from .. import _wing
 from . import _check, _torchscript
 from ._inputs import dtype_name
-from ._report import ExportReport, report
+from ._report import report
 
 _FORMATS = {".pt": "torchscript", ".pt2": "pt2"}
 
@@ -54,35 +56,17 @@ class Exported:
         for name, x in flat.items():
             if not isinstance(x, Tensor):
                 raise TypeError(f"exported: the input {name!r} must be a tensor, got {type(x).__name__}")
-        _check_inputs(self.manifest, method, flat)
+        # what a TorchScript file checks itself; an exported program takes other dtypes in silence
+        check_given(self.manifest, method, {name: (dtype_name(x.dtype), x.shape) for name, x in flat.items()})
+        _check_devices(flat)
         return getattr(self.module, method)(flat)
 
 
-def _check_inputs(manifest: Manifest, method: str, tensors: Mapping[str, Tensor]) -> None:
-    """What a TorchScript file checks itself, and in its words; an exported program takes other dtypes in silence."""
-    specs = manifest.methods[method].inputs
-    unknown = [name for name in tensors if name not in specs]
-    if unknown:
-        raise ValueError(f"there is no input {unknown[0]}; the inputs are {', '.join(specs)}")
-    seen: dict[str, tuple[str, int]] = {}
-    for name, spec in specs.items():
-        if name not in tensors:
-            raise ValueError(f"input {name} is missing; it must be {spec}")
-        x = tensors[name]
-        fits = dtype_name(x.dtype) == spec.dtype and x.ndim == len(spec.shape)
-        if not fits or any(isinstance(n, int) and x.size(axis) != n for axis, n in enumerate(spec.shape)):
-            raise ValueError(f"input {name} must be {spec}, got {dtype_name(x.dtype)}{list(x.shape)}")
-        first = tensors[next(iter(specs))].device
+def _check_devices(tensors: Mapping[str, Tensor]) -> None:
+    first = next(iter(tensors.values())).device
+    for name, x in tensors.items():
         if x.device != first:
             raise ValueError(f"input {name} is on {x.device}, the first one on {first}")
-        for axis, dim in enumerate(spec.shape):
-            if isinstance(dim, int):
-                continue
-            other, size = seen.setdefault(dim, (name, x.size(axis)))
-            if x.size(axis) != size:
-                raise ValueError(f"{dim} must be the same in the inputs {other} and {name}")
-            if size in manifest.sizes[dim]["refused"]:
-                raise ValueError(f"{dim} = {size} was not checked when this file was made: input {name}")
 
 
 def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:

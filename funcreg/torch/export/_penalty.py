@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..._export_report import ExportReport
 from ..._penalty import flatten_penalty, unflatten_penalty
 from .._wing import Params, Penalty, flatten
 from ._inputs import Method, flatten_outputs, take_apart
-from ._report import ExportReport
 
 METHODS = ("value", "grad", "prox")
 

@@ -1,51 +1,12 @@
-"""What an export or a verification found."""
-
-from __future__ import annotations
+"""What the self-check found, as a report."""
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..._export_report import ExportReport
 from ..._manifest import Manifest
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written or verified: `print(report)` shows it.
-
-    Attributes:
-        path: the file.
-        manifest: its manifest, with names, dtypes and shapes of all inputs and outputs.
-        compared: how many outputs were compared with recorded ones.
-        bitwise: whether all of them were equal, bit for bit.
-        worst_abs: the largest difference.
-        worst_ulp: the same, counted in representable numbers.
-        seconds: how long it took.
-    """
-
-    path: Path
-    manifest: Manifest
-    compared: int
-    bitwise: bool
-    worst_abs: float
-    worst_ulp: int
-    seconds: float
-
-    def __str__(self) -> str:
-        lines = [f"{self.path}: {self.manifest.kind} {self.manifest.function}, {', '.join(self.manifest.files)}"]
-        for name, method in self.manifest.methods.items():
-            lines.append(f"{name}:")
-            lines += [f"  in   {key}: {spec}" for key, spec in method.inputs.items()]
-            lines += [f"  out  {key}: {spec}" for key, spec in method.outputs.items()]
-        verdict = "equal bit for bit" if self.bitwise else f"within {self.worst_abs:.3g} ({self.worst_ulp} ulp)"
-        check = self.manifest.self_check
-        lines.append(
-            f"{self.compared} outputs in a fresh process are {verdict}; torch {self.manifest.framework_version}, "
-            f"{check['threads']} threads, {check['cpu_capability']}, {self.seconds:.1f} s"
-        )
-        return "\n".join(lines)
 
 
 def report(path: Path, manifest: Manifest, result: Mapping[str, Any], started: float) -> ExportReport:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..._export_report import ExportReport
 from ._inputs import Method, caller, flatten_outputs, take_apart
-from ._report import ExportReport
 
 
 def export_step(

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ..._artifact import staged, target
+from ..._export_report import ExportReport
+from ..._export_sizes import to_check
 from ..._manifest import ArraySpec, FileSpec, Manifest, MethodSpec, manifest_path
 from . import _cases, _check, _refusals, _source, _torchscript, _trace
 from ._inputs import DTYPES, Method, Tensors, dtype_name
-from ._report import ExportReport, report
+from ._report import report
 
 SUFFIXES = {"torchscript": ".pt", "pt2": ".pt2"}
 
@@ -33,7 +35,7 @@ def write(
     """Write the files of some functions; nothing is left behind if anything goes wrong."""
     started = time.perf_counter()
     formats = _formats(where, formats)
-    checked = _sizes(where, check_sizes)
+    checked = to_check(where, check_sizes)
     file = target(where, path, SUFFIXES[formats[0]], overwrite)
     # first of all: what is wrong with a function itself is told by its own error
     cases = _cases.record(methods, checked, feed_back=kind == "step")
@@ -126,11 +128,3 @@ def _formats(where: str, formats: Sequence[str]) -> list[str]:
     if isinstance(formats, str) or not chosen or len(set(chosen)) < len(chosen) or set(chosen) - set(SUFFIXES):
         raise ValueError(f"{where}: formats must be some of {tuple(SUFFIXES)}, got {formats!r}")
     return chosen
-
-
-def _sizes(where: str, check_sizes: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(check_sizes)
-    wrong = [n for n in sizes if isinstance(n, bool) or not isinstance(n, int) or n < 0]
-    if wrong or not sizes:
-        raise ValueError(f"{where}: check_sizes must be integers >= 0, one at least, got {check_sizes!r}")
-    return sizes
