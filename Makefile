@@ -1,6 +1,6 @@
 # Every target works in a fresh clone: .venv is made on first use, and needs nothing but Python 3.11+ and pip's package index.
 #   make demo ARGS="--wing torch"      make test ARGS="-k l1"      make test PYTHON=/opt/python3.12/bin/python
-# The two scripts of the demo get the same ARGS; --lam and --penalty, which only one of them knows, go to it directly.
+# The scripts of the demo get the same ARGS; --lam, --members and --penalty, which not all of them know, go to them directly.
 
 # The pinned torch is packaged for every one of these, but not every index carries every build: 3.11 is the one tested.
 PYTHONS = python3.11 python3.12 python3.13 python3.14 python3
@@ -14,16 +14,20 @@ RUN = $(VENV)/bin/python
 # Someone else's modules must not shadow those of .venv.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-all lint bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1: /p' $(firstword $(MAKEFILE_LIST)) | awk -F': ' '{ printf "  make %-7s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(firstword $(MAKEFILE_LIST)) | awk -F': ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 
-demo: $(READY) ## exact zeros on real digits, then a path of strengths, in both frameworks (about two minutes)
+demo: $(READY) ## exact zeros on real digits, a path of strengths, a verdict that both frameworks agree (two minutes)
 	$(RUN) examples/sparse_digits.py $(ARGS)
 	$(RUN) examples/regularization_path.py $(ARGS)
+	$(RUN) examples/digits_parity.py $(ARGS)
 
-test: $(READY) ## the tests, in two processes of one thread each
+test: $(READY) ## the tests but the slow ones, in two processes of one thread each (about eight minutes)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: $(READY) ## all tests: whole corpora, long examples, compilers as well
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(ARGS)
 
 lint: $(READY) ## ruff (rules and format), pyright on the public surface

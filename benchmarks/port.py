@@ -6,9 +6,7 @@ fails for being slow.
 """
 
 import argparse
-import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from _machine import machine
+from _memory import peak_of
 from funcreg import interop
 
 
@@ -29,30 +28,6 @@ def model(leaves: int, width: int) -> tuple[torch.nn.Module, Any]:
     net = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(leaves // 2)))
     shape = lambda *n: jax.ShapeDtypeStruct(n, np.float32)  # noqa: E731
     return net, {f"Dense_{i}": {"kernel": shape(width, width), "bias": shape(width)} for i in range(leaves // 2)}
-
-
-def resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak_of(function: Callable[[], Any]) -> int:
-    """The largest growth of the resident memory while the function runs, and with its result."""
-    before, peak, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(2e-4):
-            peak = max(peak, resident())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    result = function()
-    done.set()
-    thread.join()
-    peak = max(peak, resident())
-    del result
-    return peak - before
 
 
 def main(argv: Sequence[str] | None = None) -> None:

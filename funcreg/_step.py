@@ -105,6 +105,8 @@ def train_step(
         updates, opt_state = chosen.update(grads, opt_state, params)
         return TrainState(apply_updates(params, updates), opt_state, extra), metrics
 
+    # What a comparison needs to run the step again with another transformation: `interop.check_training`.
+    step.made_by = (loss, make, has_extra)  # pyright: ignore[reportFunctionMemberAccess]
     return init, step
 
 

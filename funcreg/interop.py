@@ -27,4 +27,7 @@ def _import() -> object:
     return module
 
 
-sys.modules[__name__] = _import()  # pyright: ignore[reportArgumentType]
+_module = _import()
+if __name__ == "__main__":  # python -m funcreg.interop check FILE
+    sys.exit(import_module("interop.__main__").main())
+sys.modules[__name__] = _module  # pyright: ignore[reportArgumentType]

@@ -2,14 +2,18 @@
 
 `match(net, flax)` makes the `Pair` by which parameters, gradients, penalties and optimizers cross; `to_jax` and
 `to_torch` carry any tree of arrays; `save` and `load` are for files; `rules.register` declares the twin of a layer of
-one's own. `check` and `check_training` say whether both sides compute the same, `locate` in which layer they do not.
+one's own. `check` and `check_training` say whether two sides agree, `check_probes` on inputs that excite faults;
+`locate` says where they part, `hints` why; `testing` has the assertions, `python -m interop check` the command.
+`exported` makes the files of an exported function one that can be checked.
 
 It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alone does without it.
 """
 
+from . import hints as hints
 from . import rules as rules
 from .arrays import to_jax as to_jax
 from .arrays import to_torch as to_torch
+from .exported import exported as exported
 from .files import load as load
 from .files import save as save
 from .locate import locate as locate
@@ -17,6 +21,9 @@ from .location import Location as Location
 from .match import match as match
 from .pair import Pair as Pair
 from .parity import check as check
+from .probes import check_probes as check_probes
+from .probes import probes as probes
+from .report import Hint as Hint
 from .report import Report as Report
 from .training import check_training as check_training
 from .verdict import Verdict as Verdict

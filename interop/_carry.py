@@ -50,19 +50,21 @@ class Carrier:
         first = {self.pair.torch.first.get(name, name): x for name, x in values.items()}
         new: Arrays = {}
         for link in self._links(where, values):
-            new |= zip(link.jax, _map(where, link, [first[name] for name in link.torch], self.pair), strict=True)
+            sources = [first[name] for name in link.torch]
+            if link.sums:  # in the precision of the reference, whatever is computed with them
+                sources = [x.astype(np.float64) for x in sources]
+            new |= zip(link.jax, _map(where, link, sources, self.pair), strict=True)
         return new
 
     def tree(self, where: str, values: Mapping[str, np.ndarray]) -> Any:
-        """The tree of the JAX side, of JAX arrays."""
-        leaves = arrays.to_jax(self.leaves(where, values))
+        """The tree of the JAX side, of NumPy arrays, most of them over the same memory."""
         build = self.pair.flax.build_params if self._is_parameters(values) else self.pair.flax.build
-        return build(leaves)
+        return build(self.leaves(where, values))
 
     def inputs(self, where: str, node: Any) -> Any:
         """An input with every such dict in it replaced; they are looked for in dicts, lists and tuples."""
         if self.is_known(where, node):
-            return self.tree(where, node)
+            return self.tree(where, {name: np.asarray(arrays.to_host(x)) for name, x in node.items()})
         if type(node) is dict:
             return {key: self.inputs(where, child) for key, child in node.items()}
         if type(node) in (list, tuple):

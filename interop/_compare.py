@@ -1,13 +1,15 @@
-"""One leaf of the results on both sides, in both precisions, judged."""
+"""The leaves of the results: what each side shows of its own, how far both are apart, and the verdict on each."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._coarse import Seen, is_coarse, resolution
-from ._leaves import Leaves
-from ._measure import Comparison, compare, largest_difference, same_bits
+from ._leaves import Leaves, same_names
+from ._measure import Comparison, Errors, compare, movement, same_bits
 from .report import Leaf
 from .verdict import Evidence, Verdict, judge
 
@@ -19,14 +21,19 @@ COARSE = 4.0
 RANDOM = 1e-9
 
 
+NOTHING = "no entry is finite on either side: there is nothing to compare"
+
+
 @dataclass
 class Results:
-    """What one side returned.
+    """What one side returned, and what is known of it by itself.
 
     Attributes:
         side: its name.
-        float64, float32: the results; None where the run failed.
+        float64, float32: the results; None where the run failed, or once they have been compared.
+        dtypes: of the float64 results.
         noise: by leaf, the most that the float64 results move when the inputs move by an ulp.
+        drift: by leaf, how far float32 is from float64 where both are finite.
         unstable: leaves whose finite entries do not stay the same then.
         coarse: what it computes in a lower precision also in float64.
         random: leaves that two calls with the same inputs do not agree on.
@@ -35,17 +42,29 @@ class Results:
     side: str
     float64: Leaves | None = None
     float32: Leaves | None = None
+    dtypes: dict[str, np.dtype[Any]] = field(default_factory=dict)
     noise: dict[str, float] = field(default_factory=dict)
+    drift: dict[str, float] = field(default_factory=dict)
     unstable: set[str] = field(default_factory=set)
     random: set[str] = field(default_factory=set)
     coarse: Seen = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.float64 is not None:
+            self.keep(self.float64)
+        self.drifted()
+
+    def keep(self, leaves: Leaves) -> None:
+        """Take in the float64 results, with which the others are compared."""
+        self.float64 = leaves
+        self.dtypes = {name: x.dtype for name, x in leaves.items()}
+
     def moved(self, leaves: Leaves) -> None:
         """Take in the float64 results of inputs that were moved by an ulp."""
         for name, x in (self.float64 or {}).items():
-            found = compare(x, leaves[name])
-            self.noise[name] = max(self.noise.get(name, 0.0), found.errors.absolute)
-            if found.apart.any():
+            by, apart = movement(x, leaves[name])
+            self.noise[name] = max(self.noise.get(name, 0.0), by)
+            if apart:
                 self.unstable.add(name)
 
     def repeated(self, leaves: Leaves) -> None:
@@ -59,26 +78,70 @@ class Results:
                 if found.apart.any() or found.errors.relative > RANDOM:
                     self.random.add(name)
 
+    def drifted(self) -> None:
+        """Compare the float32 results with the float64 ones."""
+        for name, x in (self.float64 or {}).items():
+            if self.float32 is not None and name in self.float32 and self.float32[name].shape == x.shape:
+                self.drift[name] = movement(x, self.float32[name])[0]
+
+
+class Found(NamedTuple):
+    """One leaf of both sides, in one precision.
+
+    Attributes:
+        shape, dtypes: the latter PyTorch's and JAX's.
+        errors, size: as in `Comparison`.
+        compared, alike: how many entries there are of each.
+        apart: about those that are not finite on both sides in the same way; empty where there is none.
+    """
+
+    shape: tuple[int, ...]
+    dtypes: tuple[np.dtype[Any], np.dtype[Any]]
+    errors: Errors
+    size: float
+    compared: int
+    alike: int
+    apart: str
+
+
+def found_in(where: str, ours: Leaves | None, theirs: Leaves | None) -> dict[str, Found]:
+    """Every leaf of both sides, in the order of JAX's; none without a run of both. `ours` is empty afterwards."""
+    if ours is None or theirs is None:
+        return {}
+    same_names(where, ours, theirs)
+    return {name: found_of(ours.pop(name), x) for name, x in theirs.items()}
+
+
+def found_of(a: np.ndarray, b: np.ndarray) -> Found:
+    """One leaf of both sides."""
+    both = compare(a, b)
+    apart = _apart(both, a, b) if both.apart.any() else ""
+    counts = int(both.compared.sum()), int(both.alike.sum())
+    return Found(a.shape, (a.dtype, b.dtype), both.errors, both.size, *counts, apart)
+
 
 def leaf_of(name: str, ours: Results, theirs: Results, step: int = 0) -> Leaf:
+    """The leaf of this name, of results that are still there, judged."""
+    runs = (ours.float64, theirs.float64), (ours.float32, theirs.float32)
+    return judged(name, ours, theirs, *(found_of(a[name], b[name]) if a and b else None for a, b in runs), step=step)
+
+
+def judged(name: str, ours: Results, theirs: Results, in64: Found | None, in32: Found | None, step: int = 0) -> Leaf:
     """The leaf of this name, judged."""
     sides = (ours, theirs)
-    wide = [side.float64[name] for side in sides if side.float64 is not None]
-    narrow = [side.float32[name] for side in sides if side.float32 is not None]
-    in64 = compare(wide[0], wide[1]) if len(wide) == 2 else None
-    in32 = compare(narrow[0], narrow[1]) if len(narrow) == 2 else None
-    have = wide if in64 is not None else narrow
+    have = in64 or in32
+    assert have is not None
     verdict, judgement, reasons = Verdict.INCONCLUSIVE, None, []
     if in64 is None:
         reasons.append("there is no float64 run of both sides, without which rounding cannot be told from a fault")
-    elif in64.apart.any():
+    elif in64.apart:
         unstable = any(name in side.unstable for side in sides)
         verdict = Verdict.INCONCLUSIVE if unstable else Verdict.SEMANTIC
-        reasons.append(_apart(in64, *wide) + (", and which they are changes with an ulp in the inputs" * unstable))
-    elif not in64.compared.any() and have[0].size:
-        reasons.append("no entry is finite on either side: there is nothing to compare")
+        reasons.append(in64.apart + (", and which they are changes with an ulp in the inputs" * unstable))
+    elif not in64.compared and math.prod(in64.shape):
+        reasons.append(NOTHING)
     else:
-        drift = _drift(name, sides, in64) if in32 is not None else None
+        drift = max(side.drift.get(name, 0.0) for side in sides) if in32 is not None else None
         judgement = judge(
             Evidence(
                 in64.size,
@@ -100,15 +163,15 @@ def leaf_of(name: str, ours: Results, theirs: Results, step: int = 0) -> Leaf:
         if in32 is None and verdict is Verdict.ROUNDING:
             verdict = Verdict.INCONCLUSIVE
             reasons.append("there is no float32 run of both sides; in float64 they agree")
-        if in32 is not None and in32.apart.any() and verdict is Verdict.ROUNDING:
+        if in32 is not None and in32.apart and verdict is Verdict.ROUNDING:
             verdict = Verdict.INCONCLUSIVE
-            reasons.append(f"float64 agrees, but in float32 {_apart(in32, *narrow)}")
-        if in64.alike.any():
+            reasons.append(f"float64 agrees, but in float32 {in32.apart}")
+        if in64.alike:
             reasons.append(
-                f"{in64.alike.sum()} of {have[0].size} entries are the same infinity or NaN on both sides; the verdict "
-                "is on the others"
+                f"{in64.alike} of {math.prod(in64.shape)} entries are the same infinity or NaN on both sides; the "
+                "verdict is on the others"
             )
-    narrowed = [f"{s.side} ({x.dtype})" for s, x in zip(sides, wide, strict=False) if is_coarse(x.dtype)]
+    narrowed = [f"{s.side} ({s.dtypes[name]})" for s in sides if name in s.dtypes and is_coarse(s.dtypes[name])]
     if narrowed:
         verdict = Verdict.INCONCLUSIVE
         reasons = [
@@ -116,23 +179,17 @@ def leaf_of(name: str, ours: Results, theirs: Results, step: int = 0) -> Leaf:
             "hard-coded there; without it the sides can be compared"
             + (f" (they differ by {in64.errors.relative:.1e} of the leaf)" if in64 else "")
         ]
-    if wide and len({_kind(x) for x in have}) == 2:
+    if in64 is not None and len({_kind(dtype) for dtype in have.dtypes}) == 2:
         reasons.append(
-            f"the dtypes differ in kind: {have[0].dtype} on the PyTorch side, {have[1].dtype} on the JAX side"
+            f"the dtypes differ in kind: {have.dtypes[0]} on the PyTorch side, {have.dtypes[1]} on the JAX side"
         )
     random = [side.side for side in sides if name in side.random]
     if random:
         verdict = Verdict.INCONCLUSIVE
         reasons = [f"two calls of the {' and of the '.join(random)} side with the same inputs differ"]
-    shape, dtypes = have[0].shape, (str(have[0].dtype), str(have[1].dtype))
+    dtypes = (str(have.dtypes[0]), str(have.dtypes[1]))
     errors64, errors32 = in64 and in64.errors, in32 and in32.errors
-    return Leaf(name, shape, verdict, errors64, errors32, dtypes, judgement, "; ".join(reasons), step)
-
-
-def _drift(name: str, sides: Sequence[Results], in64: Comparison) -> float:
-    """How far float32 is from float64 on one and the same side; the larger of the two."""
-    pairs = [(s.float64[name], s.float32[name]) for s in sides if s.float64 is not None and s.float32 is not None]
-    return max(largest_difference(a, b, in64.compared) for a, b in pairs)
+    return Leaf(name, have.shape, verdict, errors64, errors32, dtypes, judgement, "; ".join(reasons), step)
 
 
 def _explained(sides: Sequence[Results]) -> str:
@@ -143,8 +200,8 @@ def _explained(sides: Sequence[Results]) -> str:
     )
 
 
-def _kind(x: np.ndarray) -> str:
-    return {"b": "bool", "i": "integer", "u": "integer", "c": "complex"}.get(x.dtype.kind, "float")
+def _kind(dtype: np.dtype[Any]) -> str:
+    return {"b": "bool", "i": "integer", "u": "integer", "c": "complex"}.get(dtype.kind, "float")
 
 
 def _apart(found: Comparison, ours: np.ndarray, theirs: np.ndarray) -> str:

@@ -22,7 +22,7 @@ from flax.core import DenyList
 from jax.core import Tracer
 
 from ._cuts import Arrays, Hook, named_outputs
-from ._sides import JaxSide, cast
+from ._sides import JaxSide
 from ._twins import Group
 
 Function = Callable[..., Any]
@@ -205,7 +205,7 @@ def _flat(collections: Mapping[str, Any]) -> Arrays:
 
 def given(tree: Any, bits: int, draw: int | None = None) -> Any:
     """NumPy arrays as JAX's in this precision."""
-    return SIDE.given(cast(SIDE.where, tree, bits, draw))
+    return SIDE.given(tree, bits, draw)
 
 
 def with_gradients(

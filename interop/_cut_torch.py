@@ -15,7 +15,7 @@ from ._coarse import Seen as Coarse
 from ._coarse import Watch
 from ._cuts import GIVEN, INPUT, OUT, PARAM, RETURNED, Arrays, Cut, Hook, Seen, Tape, key, named_outputs
 from ._nudge import nudge
-from ._sides import TorchSide, cast
+from ._sides import TorchSide
 from ._twins import Call, Group, Plan
 
 Function = Callable[..., Any]
@@ -79,7 +79,7 @@ class Run:
     def __init__(self, net: nn.Module, groups: Sequence[Group], call: Function, inputs: Sequence[Any]) -> None:
         with SIDE.precision(64), torch.enable_grad():
             model = prepared(net, 64)
-            given = _wanted(SIDE.given(cast(SIDE.where, tuple(inputs), 64)))
+            given = _wanted(SIDE.given(tuple(inputs), 64))
             before = {name: x.detach().clone() for name, x in model.named_buffers()}
             tape = Tape(_tapped)
             with hooked(model, groups, tape):
@@ -171,15 +171,15 @@ def cut_run(
     """What a model cut at its layers computes, its gradients, and what it computes in a lower precision."""
     with SIDE.precision(bits), torch.enable_grad():
         model = prepared(net, bits, draw)
-        given = _wanted(SIDE.given(cast(SIDE.where, tuple(inputs), bits, draw)))
-        known = {name: _leaf(x) for name, x in SIDE.given(cast(SIDE.where, dict(values), bits, draw)).items()}
+        given = _wanted(SIDE.given(tuple(inputs), bits, draw))
+        known = {name: _leaf(x) for name, x in SIDE.given(dict(values), bits, draw).items()}
         cut = _Cut(plan, known)
         with hooked(model, groups, cut), Watch() if watched else nullcontext() as watch:
             out = named_outputs(SIDE.where, call(model, *given))
         found = {**cut.found, **{key(OUT, name): x for name, x in out.items()}}
         arguments = {key(INPUT, i): x for i, x in enumerate(given) if isinstance(x, Tensor)} | known
         arguments |= {key(PARAM, name): x for name, x in model.named_parameters() if x.requires_grad}
-        pulled = _pulled(found, arguments, SIDE.given(cast(SIDE.where, dict(cotangents), bits, draw)))
+        pulled = _pulled(found, arguments, SIDE.given(dict(cotangents), bits, draw))
         return {name: array(x) for name, x in found.items()}, pulled, watch.seen if watch else {}
 
 

@@ -34,12 +34,14 @@ class _Unclear(ValueError):
     """What is not known of a layer, and how to say it."""
 
 
-def channels(net: nn.Module, layers: Sequence[Torch], given: Mapping[str, Given]) -> dict[str, Channels]:
-    """For each layer beside a flatten the channels of the image.
+def channels(
+    net: nn.Module, layers: Sequence[Torch], given: Mapping[str, Given]
+) -> tuple[dict[str, Channels], list[str]]:
+    """For each layer beside a flatten the channels of the image, and remarks.
 
     Args:
         net: the model.
-        layers: its layers with a rule.
+        layers: its layers with a rule, and its bare arrays.
         given: the option `flatten` of `match`.
 
     Raises:
@@ -49,11 +51,17 @@ def channels(net: nn.Module, layers: Sequence[Torch], given: Mapping[str, Given]
     options = {glob: _checked_option(glob, value) for glob, value in given.items()}
     names = {module: name for name, module in net.named_modules()}
     convolutions = [module for module in names if isinstance(module, CONVOLUTIONS)]
-    beside = _Beside(convolutions, flow(net) if convolutions else Flow(), names)
+    beside = _Beside(convolutions, flow(net), names)
     used: set[str] = set()
     found: dict[str, Channels] = {}
     problems: list[str] = []
     for layer in layers:
+        if layer.module is None:
+            globs = [glob for glob in options if options[glob] == Channels(None) and matches(glob, layer.name)]
+            counts = [count for name, count in sorted(beside.flow.beside) if name in layer.names]
+            used |= set(globs) if counts else set()
+            problems += [_bare(layer.name, count) for count in counts[:1] if not globs]
+            continue
         module: Any = getattr(layer.module, "module", layer.module)  # of a cell
         size = _features(module)
         globs = [glob for glob in options if matches(glob, layer.name)]
@@ -62,7 +70,7 @@ def channels(net: nn.Module, layers: Sequence[Torch], given: Mapping[str, Given]
                 used |= set(globs)
                 _check_counts(layer, module, size, options[globs[0]])
                 found[layer.name] = options[globs[0]]
-            elif convolutions and not globs:
+            elif not globs:
                 found[layer.name] = beside.channels(layer, module, size)
         except _Unclear as error:
             problems.append(str(error))
@@ -74,7 +82,20 @@ def channels(net: nn.Module, layers: Sequence[Torch], given: Mapping[str, Given]
     problems += beside.unwritable()
     if problems:
         raise ValueError("match: " + "\n  ".join(problems))
-    return {name: answer for name, answer in found.items() if answer != Channels(None)}
+    remarks = [
+        f"{name} reads an input of the model flattened: its rows stay in PyTorch's order, channels first; "
+        f"flatten={{{name!r}: channels}} if flax is given images with channels last"
+        for name in beside.flow.inputs
+        if found.get(name) == Channels(None) and not any(matches(glob, name) for glob in options)
+    ]
+    return {name: answer for name, answer in found.items() if answer != Channels(None)}, remarks
+
+
+def _bare(name: str, count: int) -> str:
+    return (
+        f"{name} meets {count} channels flattened, and no option permutes it: give its module a rule "
+        f"(interop.rules.register), or flatten={{{name!r}: None}} leaves it in PyTorch's order"
+    )
 
 
 class _Beside:
@@ -126,29 +147,28 @@ class _Beside:
         claims = self.claims.get(name, set())
         out = module.out_features if isinstance(module, nn.Linear) else _features(module)
         norm = isinstance(module, NORMS)
-        for reader, count, writers in self.flow.unclear:
-            if name in writers and out and count > 1 and out > count and out % count == 0:
-                raise _Unclear(_asked_to_write(layer.name, norm, out, count, f"that {reader} reads"))
+        for reader, claim in self.flow.unclear:
+            count = claim.channels or 0
+            if claim.layer != name or not out or count < 2 or claim.places == 1:
+                continue
+            if claim.features not in (None, out):
+                raise _Unclear(_part_of_image(layer.name))
+            if out > count and out % count == 0:
+                which = f"that {reader} reads" if reader else "that the model returns"
+                raise _Unclear(_asked_to_write(layer.name, norm, out, count, which))
         if not claims:
             return None
-        counts = {claim.channels for claim in claims}
-        fine = len(counts) == 1 and all(
-            claim.channels and out and out % claim.channels == 0 and claim.places in (None, out // claim.channels)
-            for claim in claims
-        )
-        count = counts.pop()
+        (count, *more) = {claim.channels for claim in claims}
+        if more or not count or not out or out % count:
+            raise _Unclear(_part_of_image(layer.name))
+        if not all(x.features == out and x.places in (None, out // count) for x in claims):
+            raise _Unclear(_part_of_image(layer.name))
         readers = [
             reader
             for reader, found in self.flow.read.items()
             for x in found
             if isinstance(x, Plain) and name in x.writers and self._is_dense(reader)
         ]
-        if not fine or count is None:
-            raise _Unclear(
-                f"{layer.name} writes a part of an image, or several of different channels; "
-                f"{_option(layer.name, None)} leaves its columns as they are, which is right if its twin views its "
-                "image in PyTorch's order and then transposes it; anything else needs a rule (interop.rules.register)"
-            )
         if readers:
             raise _Unclear(
                 f"{layer.name} writes an image of {count} channels, and {readers[0]} reads the same features; "
@@ -176,7 +196,10 @@ class _Beside:
         """A layer of which the calls are not known, if it could stand beside a flatten."""
         counts = sorted({m.out_channels for m in self.convolutions if m.out_channels > 1})
         multiples = [n for n in counts if size > n and size % n == 0]
+        name = self.names.get(module, layer.name)
         why = "its calls could not be traced (torch.fx)"
+        if name in self.flow.uncalled:
+            why = "forward does not call it"
         asked = []
         if multiples or (counts and size > counts[0] and size not in self.widths):
             what = f"perhaps {multiples[-1]} channels flattened" if multiples else "perhaps with an image flattened"
@@ -241,6 +264,14 @@ def _features(module: Any) -> int | None:
         if isinstance(getattr(module, name, None), int):
             return getattr(module, name)
     return module.num_features if isinstance(module, nn.BatchNorm1d) else None
+
+
+def _part_of_image(name: str) -> str:
+    return (
+        f"{name} writes a part of an image, or several of different channels; {_option(name, None)} leaves its columns "
+        "as they are, which is right if its twin views its image in PyTorch's order and then transposes it; anything "
+        "else needs a rule (interop.rules.register)"
+    )
 
 
 def _asked_to_write(name: str, norm: bool, size: int, count: int, which: str) -> str:

@@ -13,7 +13,6 @@ from ._coarse import of_jax
 from ._cut_flax import SIDE, Model, with_gradients
 from ._cuts import AFTER, GIVEN, INPUT, OUT, PARAM, RETURNED, Arrays, Cut, Hook, Seen, Tape, key
 from ._locate_inputs import FlaxArrays
-from ._sides import cast
 from ._twins import Call, Group, Plan
 
 
@@ -74,13 +73,13 @@ class FlaxRuns:
         """All leaves and inputs; inside `precision`."""
         leaves = {key(PARAM, name): x for name, x in self.arrays.leaves.items()}
         inputs = {key(INPUT, i): layout(np.asarray(self.given[i])) for i, layout in self.inputs.items()}
-        return SIDE.given(cast(SIDE.where, leaves | inputs, bits, draw))
+        return SIDE.given(leaves | inputs, bits, draw)
 
     def _others(self) -> tuple[Any, ...]:
         """The inputs that are no arrays, in the present precision."""
         bits = 64 if jax.config.read("jax_enable_x64") else 32
         others = tuple(None if i in self.inputs else x for i, x in enumerate(self.given))
-        return SIDE.given(cast(SIDE.where, others, bits))
+        return SIDE.given(others, bits)
 
 
 class CutProgram:
@@ -124,9 +123,9 @@ class CutProgram:
         if free:
             values = {name: np.zeros_like(x) for name, x in values.items()}
         with self.runs.model.precision(bits):
-            known = SIDE.given(cast(SIDE.where, dict(values), bits, draw))
+            known = SIDE.given(dict(values), bits, draw)
             arguments = self.runs._arguments(bits, draw) | known
-            seeds = SIDE.given(cast(SIDE.where, dict(cotangents), bits, draw))
+            seeds = SIDE.given(dict(cotangents), bits, draw)
             found, pulled = with_gradients(run, arguments, seeds)
             return found, pulled, of_jax(run, (arguments,)) if watched else {}
 

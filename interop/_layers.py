@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -44,6 +47,11 @@ class Torch:
     def name(self) -> str:
         return ".".join(self.path)
 
+    @cached_property
+    def sizes(self) -> frozenset[int]:
+        """How many numbers a twin of it could hold."""
+        return frozenset(map(entries, self.forms)) if self.module is not None else frozenset({prod(self.shape)})
+
     def __str__(self) -> str:
         if self.module is None:
             return f"{self.name} {self.shape}"
@@ -73,6 +81,11 @@ class Flax:
     @property
     def name(self) -> str:
         return ".".join(self.path)
+
+    @cached_property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return entries(self.shapes)
 
     @property
     def bare(self) -> bool:
@@ -104,6 +117,10 @@ def brief(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(text[:4]) + (f" and {len(text) - 4} more" if len(text) > 4 else "")
 
 
+def entries(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(map(prod, shapes.values()))
+
+
 def form(shapes: Mapping[str, tuple[int, ...]]) -> frozenset[tuple[str, tuple[int, ...]]]:
     """What tells whether a subtree of flax has the leaves of a layer."""
     return frozenset((name, tuple(shape)) for name, shape in shapes.items())
@@ -111,6 +128,8 @@ def form(shapes: Mapping[str, tuple[int, ...]]) -> frozenset[tuple[str, tuple[in
 
 def fits(ours: Torch, theirs: Flax) -> bool:
     """Whether the arrays could be twins: leaf names and shapes, and the class where flax shows it."""
+    if theirs.size not in ours.sizes:  # most pairs of layers, and much faster
+        return False
     if ours.module is None:
         return len(theirs.shapes) == 1 and ours.shape in theirs.shapes.values()
     twins = rules.rule_of(ours.module).twins.split()
@@ -215,8 +234,12 @@ def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
 
     A module of the user's that holds nothing but such a layer is its container.
     """
-    some = {(kind_of(x.module), frozenset(map(form, x.forms))): x.module for x in layers}.values()
+    of_size: dict[int, list[Any]] = {}
+    for one in {(kind_of(x.module), frozenset(map(form, x.forms))): x for x in layers}.values():
+        for size in one.sizes:
+            of_size.setdefault(size, []).append(one.module)
     could_be: dict[frozenset[Any], bool] = {}
+    held: Counter[Path] = Counter()  # how many numbers are below a path
     tree: dict[str, Any] = {}
     paths = [(leaf.path, name, False) for name, leaf in side.leaves.items()]
     for path, name, repeats in [*paths, *((path, name, True) for path, name in side.also)]:
@@ -225,6 +248,7 @@ def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
         for part in above:
             node = node.setdefault(part, {})
         node[own] = (name, repeats)
+        held.update({path[:n]: prod(side.leaves[name].shape) for n in range(len(path))})
 
     def flat(node: Any) -> Iterator[tuple[Path, tuple[str, bool]]]:
         if isinstance(node, tuple):
@@ -236,22 +260,27 @@ def flax_nodes(side: Side, layers: Iterable[Torch]) -> Node:
 
     def could_be_layer(node: Any) -> bool:
         shapes = {".".join(rest): side.leaves[name].shape for rest, (name, _) in flat(node)}
-        return any(rules.fits(module, shapes) for module in some)
+        return any(rules.fits(module, shapes) for module in of_size.get(entries(shapes), ()))
+
+    def opened(node: Any, path: Path) -> Node:
+        return _without_wrapper(Node(path, [walk(child, (*path, key)) for key, child in node.items()]))
 
     def walk(node: Any, path: Path) -> Node:
+        if not isinstance(node, tuple) and held[path] not in of_size:  # no layer, and its leaves need not be listed
+            return opened(node, path)
         leaves = {".".join(rest): leaf for rest, leaf in flat(node)}
         names = {relative: name for relative, (name, _) in leaves.items()}
         shapes = {relative: side.leaves[name].shape for relative, name in names.items()}
         known = form(shapes)
         if not isinstance(node, tuple) and known not in could_be:
-            could_be[known] = any(rules.fits(module, shapes) for module in some)
+            could_be[known] = any(rules.fits(module, shapes) for module in of_size.get(entries(shapes), ()))
         kind = _kind(side, path)
         only = next(iter(node.values())) if len(node) == 1 and not isinstance(node, tuple) else None
         wraps = isinstance(only, dict) and not kind and side.twin(path) is not None and could_be_layer(only)
         if isinstance(node, tuple) or (could_be[known] and not wraps):
             repeats = all(again for _, again in leaves.values())
             return Node(path, item=Flax(path, names, shapes, kind, repeats))
-        return _without_wrapper(Node(path, [walk(child, (*path, key)) for key, child in node.items()]))
+        return opened(node, path)
 
     return walk(tree, ())
 

@@ -1,6 +1,6 @@
 """The results of a function as NumPy arrays by dotted name, from whichever framework they come."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ Leaves = dict[str, np.ndarray]
 WHOLE = "(result)"  # the name of a result that is one array
 
 
-def named(where: str, tree: Any, carrier: Carrier | None = None, torch_side: bool = False) -> Leaves:
+def named(where: str, tree: Any, carrier: Carrier | None = None, torch_side: bool = False, copy: bool = True) -> Leaves:
     """The leaves of a result; numbers are leaves as well, None and strings are none.
 
     Args:
@@ -25,9 +25,11 @@ def named(where: str, tree: Any, carrier: Carrier | None = None, torch_side: boo
         carrier: of a pair: on the PyTorch side trees of parameters get the names and layouts of their twins, and on
             both a component `params` is dropped wherever it is.
         torch_side: whether the result is PyTorch's.
+        copy: whether the arrays have memory of their own: what a function returns may be its input, or memory that its
+            next call writes to.
     """
     leaves: Leaves = {}
-    for path, x in _walk(where, tree, (), carrier if torch_side else None):
+    for path, x in _walk(where, tree, (), carrier if torch_side else None, np.array if copy else np.asarray):
         name = leaf_name(path if carrier is None else [key for key in path if key != "params"]) or WHOLE
         if name in leaves:
             raise ValueError(f"{where}: two leaves of the result have the name {name!r}; rename a key")
@@ -35,21 +37,22 @@ def named(where: str, tree: Any, carrier: Carrier | None = None, torch_side: boo
     return leaves
 
 
-def _walk(where: str, node: Any, path: Path, carrier: Carrier | None) -> Iterator[tuple[Path, np.ndarray]]:
+def _walk(
+    where: str, node: Any, path: Path, carrier: Carrier | None, take: Callable[[Any], np.ndarray]
+) -> Iterator[tuple[Path, np.ndarray]]:
     if isinstance(node, (bool, int, float, complex)) and not isinstance(node, np.generic):
         yield path, np.asarray(node)
     elif isinstance(node, ARRAYS):
         checked(where, _trees.name_of(path), node)
-        # a copy: what a function returns may be its input, or memory that its next call writes to
-        yield path, np.array(arrays.to_host(node))
+        yield path, take(arrays.to_host(node))
     elif node is None or isinstance(node, (str, bytes)):
         return
     elif carrier is not None and carrier.is_known(where, node):
-        twins = carrier.leaves(where, {name: np.array(arrays.to_host(x)) for name, x in node.items()})
+        twins = carrier.leaves(where, {name: take(arrays.to_host(x)) for name, x in node.items()})
         yield from (((*path, *name.split(".")), x) for name, x in twins.items())
     else:
         for key, child in children(where, node, path):
-            yield from _walk(where, child, path if key is None else (*path, str(key)), carrier)
+            yield from _walk(where, child, path if key is None else (*path, str(key)), carrier, take)
 
 
 def children(where: str, node: Any, path: Path) -> Iterator[tuple[Any, Any]]:
@@ -63,7 +66,7 @@ def children(where: str, node: Any, path: Path) -> Iterator[tuple[Any, Any]]:
         yield from _trees.level(where, node, path)
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -73,7 +76,7 @@ def same_names(where: str, ours: Leaves, theirs: Leaves) -> None:
         more = [name for name in here if name not in there]
         if more:
             raise ValueError(
-                f"{where}: the result of the {side} side has {_some(more)}, which that of the {other} side lacks; "
+                f"{where}: the result of the {side} side has {some(more)}, which that of the {other} side lacks; "
                 f"nearest names there: {nearest(more[0], list(there))}; return trees of the same names, or pass pair= "
                 "for trees of parameters"
             )

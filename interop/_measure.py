@@ -1,10 +1,12 @@
 """Two arrays of one shape, entry by entry: how far apart they are, and what cannot be compared."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Array = np.ndarray
+BLOCK = 1 << 16  # entries: what is computed of them stays in the cache
 
 
 class Errors(NamedTuple):
@@ -40,33 +42,44 @@ class Comparison(NamedTuple):
     apart: Array
 
 
-def compare(a: Array, b: Array, within: Array | None = None) -> Comparison:
-    """Compare two arrays of one shape, over the entries where `within` is true (everywhere without).
+def compare(a: Array, b: Array) -> Comparison:
+    """Compare two arrays of one shape.
 
     Integers and bools are compared as numbers, exactly up to 2**53, and count ulps as float64 does.
     """
-    spacing = np.float32 if np.result_type(a, b) in (np.float32, np.complex64) else np.float64
-    a, b = _wide(a), _wide(b)
-    both = np.isfinite(a) & np.isfinite(b)
-    alike = ~both & ((a == b) | (np.isnan(a) & np.isnan(b)))
-    apart = ~both & ~alike
-    if within is not None:
-        both, alike, apart = both & within, alike & within, apart & within
-    x, y = a[both], b[both]
-    if not x.size:
-        return Comparison(Errors(0.0, 0.0, 0.0), 0.0, both, alike, apart)
-    with np.errstate(over="ignore"):  # two huge numbers of opposite signs: infinitely apart
-        difference = np.abs(x - y)
-    sizes = np.maximum(np.abs(x), np.abs(y))
-    size, absolute = float(sizes.max()), float(difference.max())
+    shape, size = a.shape, 0.0
+    spacing = np.dtype(np.float32 if np.result_type(a, b) in (np.float32, np.complex64) else np.float64)
+    both, alike, apart = (np.zeros(a.size, bool) for _ in range(3))
+    absolute = ulp = 0.0
+    for at, x, y in _blocks(a, b):
+        with np.errstate(over="ignore", invalid="ignore"):  # huge numbers of opposite signs: infinitely apart
+            difference, sizes = np.abs(x - y), np.maximum(np.abs(x), np.abs(y))
+        finite = np.isfinite(x) & np.isfinite(y)
+        both[at] = finite
+        if not finite.all():
+            alike[at] = ~finite & ((x == y) | (np.isnan(x) & np.isnan(y)))
+            apart[at] = ~finite & ~alike[at]
+            difference, sizes = difference[finite], sizes[finite]
+        if difference.size:
+            one = np.spacing(np.minimum(sizes, np.finfo(spacing).max).astype(spacing)).astype(np.float64)
+            absolute, size = max(absolute, float(difference.max())), max(size, float(sizes.max()))
+            ulp = max(ulp, float((difference / one).max()))
     relative = absolute / size if size else 0.0
-    one = np.spacing(np.minimum(sizes, np.finfo(spacing).max).astype(spacing)).astype(np.float64)
-    return Comparison(Errors(absolute, relative, float((difference / one).max())), size, both, alike, apart)
+    both, alike, apart = (mask.reshape(shape) for mask in (both, alike, apart))
+    return Comparison(Errors(absolute, relative, ulp), size, both, alike, apart)
 
 
-def largest_difference(a: Array, b: Array, within: Array) -> float:
-    """`max |a - b|` over the entries of `within` that are finite on both sides."""
-    return compare(a, b, within).errors.absolute
+def movement(a: Array, b: Array) -> tuple[float, bool]:
+    """`max |a - b|` over the entries that are finite on both sides, and whether others are not alike."""
+    largest = 0.0
+    for _, x, y in _blocks(a, b):
+        with np.errstate(over="ignore", invalid="ignore"):
+            here = float(np.abs(x - y).max(initial=0.0))
+        if not np.isfinite(here):  # seldom: which entries are finite has to be looked at
+            found = compare(a, b)
+            return found.errors.absolute, bool(found.apart.any())
+        largest = max(largest, here)
+    return largest, False
 
 
 def same_bits(a: Array, b: Array) -> bool:
@@ -74,5 +87,9 @@ def same_bits(a: Array, b: Array) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def _wide(x: Array) -> Array:
-    return x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
+def _blocks(*arrays: Array) -> Iterator[Any]:
+    """Where we are, and that part of each array as float64: a leaf may be a whole model, and its copies many."""
+    flat = [x.reshape(-1) for x in arrays]
+    for start in range(0, flat[0].size, BLOCK):
+        at = slice(start, start + BLOCK)
+        yield at, *(x[at].astype(np.complex128 if x.dtype.kind == "c" else np.float64) for x in flat)

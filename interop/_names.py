@@ -7,6 +7,7 @@ choice, and words that only tell the kind of a layer (`fc1`, `Dense_0`) say noth
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 Path = tuple[str, ...]
 Stems = tuple[str, ...]
@@ -31,13 +32,19 @@ def label(path: Path) -> Label:
     """`("blocks", "0", "attn")` and `("blocks_0", "attn")` have one label."""
     parts: list[tuple[str, tuple[int, ...]]] = []
     for component in path:
-        letters = "".join(re.findall(r"[^\W\d_]+", component)).lower()
-        numbers = tuple(int(n) for n in re.findall(r"\d+", component))
+        letters, numbers = _taken_apart(component)
         if not letters and parts:
             parts[-1] = (parts[-1][0], parts[-1][1] + numbers)
         else:
             parts.append((letters, numbers))
     return tuple(parts)
+
+
+@lru_cache(maxsize=4096)
+def _taken_apart(component: str) -> tuple[str, tuple[int, ...]]:
+    """Its letters and its numbers."""
+    letters = "".join(re.findall(r"[^\W\d_]+", component)).lower()
+    return letters, tuple(int(n) for n in re.findall(r"\d+", component))
 
 
 def stems(path: Path) -> Stems:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from ._measure import BLOCK
+
 _MIX = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's
 _SEEDS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03))
 DRAWS = len(_SEEDS)
@@ -19,11 +21,17 @@ def nudge(x: np.ndarray, draw: int) -> np.ndarray:
         draw: below `DRAWS`: which of several independent decisions.
     """
     if x.dtype == np.complex128:
-        return (
-            nudge(x.view(np.float64) if x.ndim else x.reshape(1).view(np.float64), draw).view(x.dtype).reshape(x.shape)
-        )
+        return nudge(np.ascontiguousarray(x).reshape(-1).view(np.float64), draw).view(x.dtype).reshape(x.shape)
     if x.dtype != np.float64:
         return x
+    moved = np.empty(x.size)
+    flat = x.reshape(-1)
+    for start in range(0, x.size, BLOCK):
+        moved[start : start + BLOCK] = _moved(flat[start : start + BLOCK], draw)
+    return moved.reshape(x.shape)
+
+
+def _moved(x: np.ndarray, draw: int) -> np.ndarray:
     sign = x.view(np.uint64) & np.uint64(1 << 63)
     size = x.view(np.uint64) ^ sign
     with np.errstate(over="ignore"):  # hashing wraps around

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from ._layers import Flax, Node, Torch, fits, form, kind_of
-from ._names import Path, distinct_roles, label, numbers, pair_by_label, pair_by_stem, roles, same_role, stems
+from ._names import Label, Path, distinct_roles, label, numbers, pair_by_label, pair_by_stem, roles, same_role, stems
 
 Keys = Mapping[Path, list[str] | None]
 Signature = tuple[tuple[int, int], ...]
@@ -76,7 +76,7 @@ class Pairing:
             return tuple(sorted(Counter(kinds[item] for item in node.items() if item in kinds).items()))
 
         signatures = {node: signature(node) for node in (*ours, *theirs)}
-        by_label = {label(path[j:]): path for node in theirs for path in _paths(node)}
+        everywhere = list(theirs)
         groups: list[_Group] = []
         prefix, their_prefix = (side[0].path[:n] if side else () for side, n in ((ours, i), (theirs, j)))
         while True:
@@ -93,10 +93,14 @@ class Pairing:
                     continue
                 ours, theirs = ([node for node in side if signatures[node] != s] for side in (ours, theirs))
                 groups += self._bijection(left, right, i, j)
+        by_label: dict[Label, Path] = {}
         for a, b, how in self._settled(groups, i, j, prefix, their_prefix):
-            namesake = by_label.get(label(a.path[i:]), b.path)
-            if how != "name" and _tells(a.path[i:]) and not _along(namesake, b.path):
-                self.crossed.append((a, b, namesake))
+            called = label(a.path[i:])
+            if how != "name" and called != label(b.path[j:]) and _tells(a.path[i:]):
+                by_label = by_label or {label(path[j:]): path for node in everywhere for path in _paths(node)}
+                namesake = by_label.get(called, b.path)
+                if not _along(namesake, b.path):
+                    self.crossed.append((a, b, namesake))
             if a.item is not None and b.item is not None:
                 self.pairs.append((a.item, b.item, how))
             else:  # one of them may be an item: a unit that the other side keeps in a container of its own

@@ -7,7 +7,11 @@ What has no partner is named as in a selector (`.on`), where it also crosses dot
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from torch import nn
+
 from funcreg._selectors import matches, nearest
+
+from ._names import Path
 
 
 def resolve(
@@ -63,3 +67,21 @@ def _partner(key: str, value: str, stars: Sequence[str]) -> str:
         raise ValueError(f"match: rename: {key!r} has {key.count('*')} stars and {value!r} {value.count('*')}")
     pieces = value.split("*")
     return pieces[0] + "".join(star + piece for star, piece in zip(stars, pieces[1:], strict=True))
+
+
+def by_first_names(net: nn.Module, also: Iterable[tuple[Path, str]], renamed: Mapping[str, str]) -> dict[str, str]:
+    """A module that PyTorch has under two names and flax under one, under its first.
+
+    Args:
+        net: the model.
+        also: further paths to a leaf of the flax side.
+        renamed: name -> partner.
+    """
+    modules = dict(net.named_modules(remove_duplicate=False))
+    firsts = {module: name for name, module in reversed(modules.items())}
+    again = {".".join(path[:n]) for path, _ in also for n in range(1, len(path) + 1)}
+    found: dict[str, str] = {}
+    for name, partner in renamed.items():
+        first = firsts[modules[name]] if name in modules and partner not in again else name
+        found[name if first in renamed else first] = partner
+    return found

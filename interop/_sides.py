@@ -6,6 +6,8 @@ PyTorch's counterpart is the default dtype, by which it makes new tensors: float
 """
 
 import copy
+import ctypes
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,13 +34,14 @@ class Side(ABC):
 
     Attributes:
         name: "PyTorch" or "JAX".
-        where: the public function and the side, for errors.
+        called_by: the public function, for errors.
+        where: that and the side.
     """
 
     name: str
 
     def __init__(self, where: str, carrier: Carrier | None) -> None:
-        self.where = f"{where}, {self.name} side"
+        self.called_by, self.where = where, f"{where}, {self.name} side"
         self.carrier = carrier
 
     @abstractmethod
@@ -46,8 +49,12 @@ class Side(ABC):
         """A context: what the framework makes by itself is of this precision."""
 
     @abstractmethod
-    def given(self, tree: Tree) -> Tree:
-        """NumPy arrays as those of the framework; inside `precision`."""
+    def given(self, tree: Tree, bits: int, draw: int | None = None) -> Tree:
+        """A tree of NumPy arrays as the framework's, floats in this precision, with `draw` moved by an ulp.
+
+        Integers and bools stay as they are. Inside `precision`. Leaf by leaf: a tree may be a whole model, and is not
+        to be held a second time.
+        """
 
     def function(self, function: Function, bits: int) -> Function:
         """The function to be called in this precision."""
@@ -58,28 +65,35 @@ class Side(ABC):
     def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
         """The result of the function and what it computes in a lower precision; inside `precision(64)`."""
 
-    def results(self, tree: Tree) -> Leaves:
-        return _leaves.named(self.where, tree, self.carrier, torch_side=self.name == "PyTorch")
+    def results(self, tree: Tree, copy: bool = True) -> Leaves:
+        """The arrays of a result by name; without `copy` they may change with the next call."""
+        return _leaves.named(self.where, tree, self.carrier, self.name == "PyTorch", copy)
 
     def call(
         self, function: Function, inputs: tuple[Tree, ...], bits: int, draw: int | None = None
     ) -> Leaves | Exception:
-        """The named results of one call, or what the function raised; with `draw`, of inputs moved by an ulp."""
+        """The named results of one call, or what the function raised; with `draw`, of inputs moved by an ulp.
+
+        Only the first are to be kept: those of moved inputs may change with the next call.
+        """
+        _give_back()
         with self.precision(bits):
-            given = self.given(cast(self.where, inputs, bits, draw))
+            given = self.given(inputs, bits, draw)
             ready = self.function(function, bits)
             try:
                 results = ready(*given)
             except Exception as error:
                 return error
-            return self.results(results)
+            del given  # before there are copies of the results
+            return self.results(results, copy=draw is None)
 
     def call_again(self, function: Function, inputs: tuple[Tree, ...]) -> tuple[Leaves, Seen]:
-        """The results of one more call in float64, and what it computes in a lower precision."""
+        """The results of one more call in float64, not to be kept, and what it computes in a lower precision."""
+        _give_back()
         with self.precision(64):
-            given = self.given(cast(self.where, inputs, 64))
+            given = self.given(inputs, 64)
             results, seen = self.watched(self.function(function, 64), given)
-            return self.results(results), seen
+            return self.results(results, copy=False), seen
 
 
 class TorchSide(Side):
@@ -94,8 +108,11 @@ class TorchSide(Side):
         finally:
             torch.set_default_dtype(before)
 
-    def given(self, tree: Tree) -> Tree:
-        return arrays.to_torch(tree)
+    def given(self, tree: Tree, bits: int, draw: int | None = None) -> Tree:
+        def convert(name: str, x: Any) -> torch.Tensor:
+            return arrays.to_torch(_cast(self.where, name, x, bits, draw))
+
+        return rebuild(self.where, tree, convert, flax_as_dicts=True)
 
     def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
         with Watch() as watch:
@@ -118,31 +135,35 @@ class JaxSide(Side):
         seen = of_jax(function, given)  # first: a function may donate what it is given
         return function(*given), seen
 
-    def given(self, tree: Tree) -> Tree:
-        def convert(name: str, x: Any) -> Any:
-            return x if isinstance(x, jax.Array) else _narrowed(self.where, name, x)
+    def given(self, tree: Tree, bits: int, draw: int | None = None) -> Tree:
+        def convert(name: str, x: Any) -> jax.Array:
+            return arrays.to_jax(_narrowed(self.where, name, _cast(self.where, name, x, bits, draw)))
 
         carried = tree if self.carrier is None else self.carrier.inputs(self.where, tree)
-        return arrays.to_jax(rebuild(self.where, carried, convert))
+        return rebuild(self.where, carried, convert)
 
 
-def cast(where: str, tree: Tree, bits: int, draw: int | None = None) -> Tree:
-    """The same tree of new NumPy arrays: floats and complex numbers in this precision, all others as they are."""
+def _give_back() -> None:
+    """Return freed memory to the system: glibc keeps for every thread that computes as much as it had at once."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other libraries of C have none
+        if trim is not None:
+            trim(0)
+
+
+def _cast(where: str, name: str, leaf: Any, bits: int, draw: int | None) -> np.ndarray:
+    """A leaf as a NumPy array: floats and complex numbers in this precision, all others as they are."""
+    x = np.asarray(arrays.to_host(leaf))
+    if x.dtype.kind not in "biufcV":
+        raise TypeError(f"{where}: {name} is an array of {x.dtype}; inputs are arrays of numbers")
+    if x.dtype.kind in "biu":
+        return x
+    wide = x.astype(np.complex128 if x.dtype.kind == "c" else np.float64, copy=False)
+    if draw is not None:
+        wide = nudge(wide, draw)
     floating, complex_ = _FLOATS[bits]
-
-    def convert(name: str, leaf: Any) -> np.ndarray:
-        x = np.asarray(arrays.to_host(leaf))
-        if x.dtype.kind not in "biufcV":
-            raise TypeError(f"{where}: {name} is an array of {x.dtype}; inputs are arrays of numbers")
-        if x.dtype.kind in "biu":
-            return x.copy()
-        wide = x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
-        if draw is not None:
-            wide = nudge(wide, draw)
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in its run
-            return wide.astype(complex_ if x.dtype.kind == "c" else floating)
-
-    return rebuild(where, tree, convert)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in its run
+        return wide.astype(complex_ if x.dtype.kind == "c" else floating, copy=False)
 
 
 def _narrowed(where: str, name: str, x: np.ndarray) -> np.ndarray:

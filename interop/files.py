@@ -5,11 +5,9 @@ that would escape a folder or reach an object's insides, an array whose bytes do
 values, numbers that are not finite.
 """
 
-import contextlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 
 from ._refusals import TO_TORCH, checked
 from ._trees import Tree, rebuild
+from ._writing import written_whole
 from .arrays import numpy_view, to_host, to_torch
 
 _DTYPES: dict[str, Any] = {dtype.name: dtype for dtype in TO_TORCH}
@@ -62,7 +61,7 @@ def save(path: str | os.PathLike[str], tree: Tree) -> None:
             raise TypeError(
                 f"save: {name!r} is {leaf!r:.60}, and files hold arrays and numbers of 64 bits; leave it out"
             )
-    with _whole(file) as part:
+    with written_whole("save", file) as part:
         if file.suffix == ".safetensors":
             _write_safetensors(part, leaves)
         else:
@@ -111,23 +110,6 @@ def _file(where: str, path: str | os.PathLike[str]) -> Path:
             "(torch.load(path, weights_only=True), np.load) and pass the arrays on, or save them as .safetensors"
         )
     raise ValueError(f"{where}: path must end in .safetensors or .msgpack, got {str(file)!r}")
-
-
-@contextlib.contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """A new file beside it, which takes its place when all is written; every writer has its own."""
-    target = file.resolve()  # through a link, which stays one
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"save: there is no folder {str(target.parent)!r}; make it first")
-    part = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # follows no link, and the umask
-    mode = part.stat().st_mode
-    try:
-        yield part
-        part.chmod(mode)  # safetensors makes files for their owner only
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _checked(name: str, leaf: Any) -> Any:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .report import Leaf, _plain, _short
+from ._text import short
+from .report import Leaf, as_json
 from .verdict import Verdict
 
 SEVERITY = (Verdict.ROUNDING, Verdict.INCONCLUSIVE, Verdict.SEMANTIC)
@@ -114,7 +115,7 @@ def worst_leaf(leaves: Sequence[Leaf]) -> Leaf | None:
 
 
 def _layer(row: Layer) -> dict[str, Any]:
-    return {name: _plain(getattr(row, name)) for name in row.__dataclass_fields__} | {"verdict": str(row.verdict)}
+    return {name: as_json(getattr(row, name)) for name in row.__dataclass_fields__} | {"verdict": str(row.verdict)}
 
 
 def _around(rows: list[Layer]) -> list[Layer]:
@@ -132,13 +133,13 @@ def _left_out(rows: list[Layer], shown: list[Layer]) -> list[str]:
 def _table(rows: Sequence[Layer]) -> list[str]:
     lines = [["layer", "flax", "free", "handed over", "inside", "free", "handed back", "inside"]]
     for row in rows:
-        forward = [_short(row.free), _cell(row.handed_over), _cell(row.inside)]
+        forward = [short(row.free), _cell(row.handed_over), _cell(row.inside)]
         lines.append(
             [
                 row.name,
                 row.flax,
                 *forward,
-                _short(row.free_gradient),
+                short(row.free_gradient),
                 _cell(row.handed_back),
                 _cell(row.inside_gradient),
             ]
@@ -164,4 +165,4 @@ def _cell(leaf: Leaf | None) -> str:
     """The difference, by the largest entry, with a mark where it is not rounding."""
     if leaf is None:
         return "-"
-    return (_short(leaf.float64.relative) if leaf.float64 else "shape") + _MARKS[leaf.verdict]
+    return (short(leaf.float64.relative) if leaf.float64 else "shape") + _MARKS[leaf.verdict]

@@ -151,7 +151,8 @@ class _Match:
         self.left_out = {name for name in state if any(name == o or name.startswith(f"{o}.") for o in out)} | {
             name for name, x in state.items() if not isinstance(x, Tensor)
         }
-        self.renamed = {name: partner for name, partner in renamed.items() if partner is not None}
+        kept = {name: partner for name, partner in renamed.items() if partner is not None}
+        self.renamed = _renames.by_first_names(net, side.also, kept)
 
     def pair(self, strict: bool) -> Pair:
         ours, keys = _layers.torch_nodes(self.net, self.state, self.first, self.left_out)
@@ -250,7 +251,7 @@ class _Match:
     def _result(self, pairing: Pairing, everything: list[Torch], strict: bool) -> Pair:
         position = {item: n for n, item in enumerate(everything)}
         pairs = sorted(pairing.pairs, key=lambda found: position[found[0]])
-        behind = _flatten.channels(self.net, [item for item in everything if item.module is not None], self.flatten)
+        behind, remarks = _flatten.channels(self.net, everything, self.flatten)
         rows: list[Row] = []
         said = _Said()
         fed: dict[str, tuple[str, ...]] = {}
@@ -271,7 +272,7 @@ class _Match:
                     fed[name] = first
                 rows.append(self._row(link, by, also))
         self._check_complete(everything, pairs, rows)
-        notes = [
+        notes = remarks + [
             f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
             for text, names in said.remarks.items()
         ]

@@ -1,16 +1,17 @@
 """`check`: do a PyTorch function and a JAX function compute the same thing?"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ._carry import Carrier
-from ._compare import Results, leaf_of
-from ._leaves import same_names
+from ._compare import Results, found_in, judged
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
+from .hints import CheckTrial, hints_of
 from .pair import Pair
-from .report import Report, summed_up
+from .report import Leaf, Report, summed_up
 from .verdict import Verdict
 
 Tree = Any
@@ -23,7 +24,11 @@ RANDOMNESS = (
 
 @outside_compilation
 def check(
-    torch_fn: Callable[..., Tree], jax_fn: Callable[..., Tree], *inputs: Tree, pair: Pair | None = None
+    torch_fn: Callable[..., Tree],
+    jax_fn: Callable[..., Tree],
+    *inputs: Tree,
+    pair: Pair | None = None,
+    hints: bool = True,
 ) -> Report:
     """Whether two functions compute the same thing up to rounding; a verdict, and what it rests on.
 
@@ -48,6 +53,9 @@ def check(
             gradients, say) is carried to the tree that an optimizer sees on the JAX side, `variables["params"]` or
             `nnx.state(model, nnx.Param)`; a dict of the whole state, with buffers, to what `match` was given. Such
             leaves are reported by their names on the JAX side.
+        hints: where the verdict is semantic, try the changes of `interop.hints.KINDS` on the PyTorch side, and report
+            those with which both sides agree. Each takes a call of `torch_fn`, for a network a hundred and more in all;
+            where that takes long, a bar is shown.
 
     Returns:
         The report; `print` shows it. A function that fails in float64 but not in float32 (a bfloat16 kernel), results
@@ -71,60 +79,97 @@ def check(
         >>> print(exact.verdict)
         rounding
     """
-    where = "check"
+    sides = sides_of("check", pair)
+    leaves, reasons = compared(*sides, torch_fn, jax_fn, inputs)
+    report = summed_up(leaves, reasons, Verdict.INCONCLUSIVE if reasons else Verdict.ROUNDING)
+    if not hints or report.verdict is not Verdict.SEMANTIC:
+        return report
+    return replace(report, hints=hints_of(CheckTrial(*sides, torch_fn, jax_fn, inputs), report))
+
+
+def sides_of(where: str, pair: Pair | None) -> tuple[TorchSide, JaxSide]:
+    carrier = None if pair is None else Carrier(pair)
+    return TorchSide(where, carrier), JaxSide(where, carrier)
+
+
+def compared(
+    torch_side: TorchSide,
+    jax_side: JaxSide,
+    torch_fn: Callable[..., Tree],
+    jax_fn: Callable[..., Tree],
+    inputs: tuple[Tree, ...],
+) -> tuple[list[Leaf], list[str]]:
+    """The leaves of both sides, judged, and why the whole is inconclusive, if it is."""
+    where = torch_side.called_by
     for name, function in (("torch_fn", torch_fn), ("jax_fn", jax_fn)):
         if not callable(function):
             raise TypeError(f"{where}: {name} must be a function, got {type(function).__name__}")
-    carrier = None if pair is None else Carrier(pair)
     reasons: list[str] = []
-    ours = _results(TorchSide(where, carrier), torch_fn, inputs, reasons)
-    theirs = _results(JaxSide(where, carrier), jax_fn, inputs, reasons)
-    for a, b in ((ours.float64, theirs.float64), (ours.float32, theirs.float32)):
-        if a is not None and b is not None:
-            same_names(where, a, b)
-    names = _names(ours, theirs)
-    if names is None:  # one side has float64 only and the other float32 only
-        return Report(Verdict.INCONCLUSIVE, (), tuple(reasons))
-    at_least = Verdict.INCONCLUSIVE if reasons else Verdict.ROUNDING
-    return summed_up([leaf_of(name, ours, theirs) for name in names], reasons, at_least)
+    torch_calls = _Calls(torch_side, torch_fn, inputs, reasons)
+    jax_calls = _Calls(jax_side, jax_fn, inputs, reasons)
+    ours, theirs = torch_calls.results, jax_calls.results
+    # The order is that of the least memory: no result is held longer than until the next one it is compared with.
+    torch_calls.wide()
+    torch_calls.around()
+    torch_calls.narrow()
+    jax_calls.wide()
+    in64 = found_in(where, ours.float64, theirs.float64)
+    jax_calls.around()
+    jax_calls.narrow()
+    theirs.float64 = None
+    in32 = found_in(where, ours.float32, theirs.float32)
+    names = in64 or in32  # no names where one side has float64 only and the other float32 only
+    return [judged(name, ours, theirs, in64.get(name), in32.get(name)) for name in names], reasons
 
 
-def _results(side: Side, function: Callable[..., Tree], inputs: tuple[Tree, ...], reasons: list[str]) -> Results:
-    """All runs of one side; a precision that it fails in is among the reasons."""
-    results = Results(side.name)
-    failed: dict[int, Exception] = {}
-    for bits in (64, 32):
-        leaves = side.call(function, inputs, bits)
+class _Calls:
+    """The calls of one side, in this order: `wide`, `around`, `narrow`; a precision that fails is among the reasons."""
+
+    def __init__(self, side: Side, function: Callable[..., Tree], inputs: tuple[Tree, ...], reasons: list[str]) -> None:
+        self.side, self.function, self.inputs, self.reasons = side, function, inputs, reasons
+        self.results = Results(side.name)
+        self.failed: Exception | None = None
+
+    def wide(self) -> None:
+        """In float64."""
+        leaves = self.side.call(self.function, self.inputs, 64)
         if isinstance(leaves, Exception):
-            failed[bits] = leaves
-        elif bits == 64:
-            results.float64 = leaves
+            self.failed = leaves
         else:
-            results.float32 = leaves
-    if len(failed) == 2:
-        failed[64].add_note(f"{side.where}: raised in float64; in float32: {_brief(failed[32])}")
-        raise failed[64]
-    for bits, error in failed.items():
-        reasons.append(f"the {side.name} side fails in float{bits}: {_brief(error)}")
-    if results.float64 is not None:
-        again, results.coarse = side.call_again(function, inputs)
+            self.results.keep(leaves)
+
+    def around(self) -> None:
+        """In float64 once more, and with inputs moved by an ulp: randomness, and noise of its own."""
+        results = self.results
+        if self.failed is not None:
+            return
+        again, results.coarse = self.side.call_again(self.function, self.inputs)
         results.repeated(again)
-        for draw in range(DRAWS if not results.random else 0):
-            leaves = side.call(function, inputs, 64, draw)
+        del again
+        if results.random:
+            self.reasons.append(RANDOMNESS.format(side=self.side.name))
+            return
+        for draw in range(DRAWS):
+            leaves = self.side.call(self.function, self.inputs, 64, draw)
             if not isinstance(leaves, Exception):  # what raises beside its inputs has no noise to show
                 results.moved(leaves)
-    if results.random:
-        reasons.append(RANDOMNESS.format(side=side.name))
-    return results
+            del leaves  # before the next ones are there
+
+    def narrow(self) -> None:
+        """In float32."""
+        leaves = self.side.call(self.function, self.inputs, 32)
+        if not isinstance(leaves, Exception):
+            self.results.float32 = leaves
+            self.results.drifted()
+        elif self.failed is None:
+            self.reasons.append(f"the {self.side.name} side fails in float32: {brief(leaves)}")
+        else:
+            self.failed.add_note(f"{self.side.where}: raised in float64; in float32: {brief(leaves)}")
+            raise self.failed
+        if self.failed is not None:
+            self.reasons.append(f"the {self.side.name} side fails in float64: {brief(self.failed)}")
 
 
-def _names(ours: Results, theirs: Results) -> list[str] | None:
-    for a, b in ((ours.float64, theirs.float64), (ours.float32, theirs.float32)):
-        if a is not None and b is not None:
-            return list(b)
-    return None
-
-
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0][:200] if first else ''}"

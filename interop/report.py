@@ -1,18 +1,21 @@
-"""What a comparison found: the verdict, the leaves, the reasons; as text and as JSON."""
+"""What a comparison found: the verdict, the leaves, the reasons; as text, as JSON and as a page for a browser."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from . import _html, _text
+from ._environment import environment
 from ._measure import Errors
+from ._text import ORDER, seriousness
+from ._writing import written_whole
 from .verdict import Judgement, Verdict
-
-_SEVERITY = (Verdict.ROUNDING, Verdict.INCONCLUSIVE, Verdict.SEMANTIC)
-_SHOWN = 40  # rows of the table; the others are counted
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,31 @@ class Leaf:
 
 
 @dataclass(frozen=True)
+class Hint:
+    """A change that makes the two sides agree: made to one of them, which was then run again.
+
+    Attributes:
+        kind: the short name of the change, such as "layer_norm_eps".
+        change: a sentence: what a side does, and with what change both agree.
+        difference: the largest relative difference in float64, after it, of any leaf that had differed.
+
+    Example:
+        >>> import jax, numpy as np, torch
+        >>> from funcreg import interop
+        >>> x = np.linspace(-3, 3, 50)
+        >>> (hint,) = interop.check(torch.nn.functional.gelu, jax.nn.gelu, x).hints
+        >>> print(hint.kind, hint.difference < 1e-15)
+        gelu True
+        >>> print(hint.change)
+        PyTorch computes gelu exactly, by erf; with gelu by its approximation with tanh, both sides agree
+    """
+
+    kind: str
+    change: str
+    difference: float
+
+
+@dataclass(frozen=True)
 class Report:
     """A comparison of two sides. `print(report)` shows it; `report.verdict` is compared with `"rounding"`.
 
@@ -51,11 +79,15 @@ class Report:
         verdict: semantic where any leaf is, else inconclusive where any is, else rounding.
         leaves: every leaf, of a trajectory at every step.
         reasons: what is to be known about the verdict, most serious first.
+        hints: the changes that explain a semantic difference; none where none of those known does.
+        environment: versions of the libraries and the machine.
     """
 
     verdict: Verdict
     leaves: tuple[Leaf, ...]
     reasons: tuple[str, ...]
+    hints: tuple[Hint, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=environment)
 
     def __bool__(self) -> bool:
         raise TypeError("a Report has no truth value: compare report.verdict with 'rounding' (the sides agree)")
@@ -65,32 +97,67 @@ class Report:
         chosen: dict[str, Leaf] = {}
         for leaf in self.leaves:
             seen = chosen.setdefault(leaf.name, leaf)
-            order, before = _SEVERITY.index(leaf.verdict), _SEVERITY.index(seen.verdict)
-            if order > before or (order == before == 0 and _relative(leaf) > _relative(seen)):
+            order, before = ORDER.index(leaf.verdict), ORDER.index(seen.verdict)
+            agree = leaf.verdict is seen.verdict is Verdict.ROUNDING
+            if order < before or (agree and seriousness(leaf) < seriousness(seen)):
                 chosen[leaf.name] = leaf
         return list(chosen.values())
 
+    def ranked(self) -> list[Leaf]:
+        """One leaf of each name as in `worst`, the most serious verdicts first."""
+        return sorted(self.worst(), key=lambda leaf: ORDER.index(leaf.verdict))
+
     def __str__(self) -> str:
-        rows = sorted(self.worst(), key=lambda leaf: -_SEVERITY.index(leaf.verdict))
-        lines = [f"verdict: {self.verdict}", *(f"  {reason}" for reason in self.reasons)]
-        if rows:
-            lines += ["", *_table(rows[:_SHOWN])]
-        if len(rows) > _SHOWN:
-            lines.append(f"... and {len(rows) - _SHOWN} more leaves")
-        return "\n".join(lines)
+        return _text.plain(self)
 
     __repr__ = __str__
 
+    def __rich__(self) -> Any:
+        """What `rich.print(report)` shows: the same in colour, with the relative errors only."""
+        return _text.coloured(self)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers; numbers that are not finite are strings, since JSON has none."""
+        """Plain dicts, lists, strings and numbers; numbers that are not finite are strings, since JSON has none.
+
+        `schema` is the version of this form: it grows when a key changes its meaning or goes.
+        """
         return {
+            "schema": 1,
             "verdict": str(self.verdict),
             "reasons": list(self.reasons),
-            "leaves": [_plain(leaf) for leaf in self.leaves],
+            "hints": [as_json(hint) for hint in self.hints],
+            "leaves": [as_json(leaf) for leaf in self.leaves],
+            "environment": dict(self.environment),
         }
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def to_html(self, path: str | os.PathLike[str] | None = None, location: Any = None) -> str:
+        """One page for a browser: the verdict in words, hints, reasons, errors by step and by leaf, versions.
+
+        It needs nothing else: no script, no other file, no network. Of large reports it draws and lists the most
+        serious leaves and says so.
+
+        Args:
+            path: where to write it as well; an existing file is replaced only once the page is complete.
+            location: of `interop.locate`, whose finding is put beneath the verdict.
+
+        Returns:
+            The page.
+
+        Example:
+            >>> import numpy as np, torch, jax.numpy as jnp
+            >>> from funcreg import interop
+            >>> page = interop.check(torch.sin, jnp.sin, np.ones(3)).to_html()
+            >>> "The two sides agree" in page
+            True
+        """
+        page = _html.page(self, location)
+        if path is not None:
+            with written_whole("to_html", Path(path)) as part:
+                part.write_text(page, encoding="utf-8")
+        return page
 
 
 def summed_up(leaves: Sequence[Leaf], reasons: Sequence[str] = (), at_least: Verdict = Verdict.ROUNDING) -> Report:
@@ -99,10 +166,10 @@ def summed_up(leaves: Sequence[Leaf], reasons: Sequence[str] = (), at_least: Ver
     Args:
         at_least: what is known apart from the leaves: INCONCLUSIVE where they cannot be trusted.
     """
-    verdict = max((at_least, *(leaf.verdict for leaf in leaves)), key=_SEVERITY.index)
+    verdict = min((at_least, *(leaf.verdict for leaf in leaves)), key=ORDER.index)
     own = [
         f"{leaf.name}{f', step {leaf.step}' if leaf.step else ''}: {leaf.reason}"
-        for leaf in sorted(Report(verdict, tuple(leaves), ()).worst(), key=lambda leaf: -_SEVERITY.index(leaf.verdict))
+        for leaf in Report(verdict, tuple(leaves), ()).ranked()
         if leaf.reason
     ]
     if len(own) > 5:
@@ -110,39 +177,15 @@ def summed_up(leaves: Sequence[Leaf], reasons: Sequence[str] = (), at_least: Ver
     return Report(verdict, tuple(leaves), (*reasons, *own))
 
 
-def _relative(leaf: Leaf) -> float:
-    return leaf.float64.relative if leaf.float64 else 0.0
-
-
-def _table(rows: Sequence[Leaf]) -> list[str]:
-    steps = any(leaf.step for leaf in rows)
-    head = ["leaf", "shape", "verdict", "float64 max", "rel", "ulp", "float32 max", "rel", "ulp", "64/32", "ulp test"]
-    lines = [head[:1] + (["step"] if steps else []) + head[1:]]
-    for leaf in rows:
-        line = [leaf.name, *([str(leaf.step)] if steps else []), "x".join(map(str, leaf.shape)) or "-", leaf.verdict]
-        for errors in (leaf.float64, leaf.float32):
-            line += [_short(x) for x in errors] if errors else ["-"] * 3
-        judged = leaf.judgement
-        line += [_short(judged.ratio), _short(judged.excess)] if judged else ["-"] * 2
-        lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return [text[0], "-" * max(map(len, text)), *text[1:]]
-
-
-def _short(x: float | None) -> str:
-    return "-" if x is None else "0" if x == 0 else f"{x:.1e}"
-
-
-def _plain(x: Any) -> Any:
-    if isinstance(x, (Leaf, Judgement)):
-        return {name: _plain(getattr(x, name)) for name in x.__dataclass_fields__}
+def as_json(x: Any) -> Any:
+    if isinstance(x, (Leaf, Hint, Judgement)):
+        return {name: as_json(getattr(x, name)) for name in x.__dataclass_fields__}
     if isinstance(x, Errors):
-        return _plain(x._asdict())
+        return as_json(x._asdict())
     if isinstance(x, Mapping):
-        return {name: _plain(value) for name, value in x.items()}
+        return {name: as_json(value) for name, value in x.items()}
     if isinstance(x, tuple):
-        return [_plain(value) for value in x]
+        return [as_json(value) for value in x]
     if isinstance(x, float) and not math.isfinite(x):
         return str(x)
     return str(x) if isinstance(x, Verdict) else x

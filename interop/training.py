@@ -1,6 +1,7 @@
 """`check_training`: do two training steps take the same way?"""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ._carry import Carrier
@@ -8,8 +9,9 @@ from ._coarse import Seen
 from ._compare import Results, leaf_of
 from ._leaves import Leaves, same_names
 from ._nudge import DRAWS
-from ._sides import JaxSide, Side, TorchSide, cast
+from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
+from .hints import TrainingTrial, hints_of
 from .pair import Pair
 from .parity import RANDOMNESS
 from .report import Leaf, Report, summed_up
@@ -27,6 +29,7 @@ def check_training(
     hyper: Tree,
     batches: Iterable[Any],
     pair: Pair | None = None,
+    hints: bool = True,
 ) -> Report:
     """Whether two training steps take the same way up to rounding, step by step.
 
@@ -47,6 +50,7 @@ def check_training(
         batches: of each step, a tuple of arrays, or one array. What is drawn at random, such as dropout masks, is
             in them.
         pair: as in `check`.
+        hints: as in `check`. The batches are kept for it, also those of a generator.
 
     Returns:
         The report, with leaves `params.*` and `metrics.*` of every step; printed, it shows of each leaf the first step
@@ -79,13 +83,16 @@ def check_training(
         if not (isinstance(steps, tuple) and len(steps) == 2 and all(map(callable, steps))):
             raise TypeError(f"{where}: {name} must be (init, step), two functions, got {type(steps).__name__}")
     carrier = None if pair is None else Carrier(pair)
-    ours = _Trajectories(TorchSide(where, carrier), torch_steps, params, hyper)
-    theirs = _Trajectories(JaxSide(where, carrier), jax_steps, params, hyper)
+    sides = TorchSide(where, carrier), JaxSide(where, carrier)
+    ours = _Trajectories(sides[0], torch_steps, params, hyper)
+    theirs = _Trajectories(sides[1], jax_steps, params, hyper)
+    kept: list[tuple[Any, ...]] = []
     leaves: list[Leaf] = []
     one_sided: dict[str, None] = {}
     step = 0
     for step, batch in enumerate(batches, start=1):
         batch = batch if isinstance(batch, (tuple, list)) else (batch,)
+        kept += [tuple(batch)] * hints
         a, b = ours.advance(tuple(batch), step), theirs.advance(tuple(batch), step)
         one_sided |= dict.fromkeys(_own_metrics(a, b))
         same_names(
@@ -98,7 +105,12 @@ def check_training(
     reasons = [RANDOMNESS.format(side=side.side.name) for side in random] + _onset(leaves, step)
     if one_sided:
         reasons.append(f"not compared, since only one side has them: {', '.join(one_sided)}")
-    return summed_up(leaves, reasons, Verdict.INCONCLUSIVE if random else Verdict.ROUNDING)
+    report = summed_up(leaves, reasons, Verdict.INCONCLUSIVE if random else Verdict.ROUNDING)
+    if not hints or report.verdict is not Verdict.SEMANTIC:
+        return report
+    del ours, theirs
+    trial = TrainingTrial(_started, *sides, torch_steps, jax_steps, (params, hyper, kept))
+    return replace(report, hints=hints_of(trial, report))
 
 
 class _Run:
@@ -123,7 +135,11 @@ class _Run:
             }
 
     def _given(self, tree: Tree, draw: int | None = None) -> Tree:
-        return self.side.given(cast(self.side.where, tree, self.bits, draw))
+        return self.side.given(tree, self.bits, draw)
+
+
+def _started(side: Side, steps: Steps, params: Tree, hyper: Tree) -> _Run:
+    return _Run(side, steps, hyper, params, 64, None)
 
 
 class _Trajectories:
@@ -135,8 +151,9 @@ class _Trajectories:
         def run(bits: int, draw: int | None = None) -> _Run:
             return _Run(side, steps, hyper, params, bits, draw)
 
-        self.wide, self.again, self.narrow = run(64), run(64), run(32)
+        self.wide, self.narrow = run(64), run(32)
         self.moved = [run(64, draw) for draw in range(DRAWS)]
+        self.again: _Run | None = run(64)
 
     def advance(self, batch: tuple[Tree, ...], step: int) -> Results:
         def of(run: _Run, what: str, watched: bool = False) -> Leaves:
@@ -146,16 +163,19 @@ class _Trajectories:
                 error.add_note(f"{self.side.where}: raised in step {step} of the {what} run")
                 raise
 
-        results = Results(self.side.name, of(self.wide, "float64"), of(self.narrow, "float32"), random=self.random)
-        if step == 1:  # one step shows whether it draws anything
+        results = Results(self.side.name, random=self.random)
+        results.keep(of(self.wide, "float64"))
+        if self.again is not None:  # one step shows whether it draws anything
             results.repeated(of(self.again, "second float64", watched=True))
-            self.coarse = self.again.seen
+            self.coarse, self.again = self.again.seen, None
         results.coarse = self.coarse
         if self.random and results.float64:  # and from then on nothing can be compared
             self.random.update(results.float64)
         else:
             for run in self.moved:
                 results.moved(of(run, "moved float64"))
+        results.float32 = of(self.narrow, "float32")
+        results.drifted()
         return results
 
 

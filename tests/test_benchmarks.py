@@ -81,6 +81,7 @@ def test_each_case_runs_next_to_its_baseline_in_alternating_order(bench):
     assert runs == clock.order[2 * len(variants) + 1 :: 2]
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed_promotion
 def test_the_command_measures_every_family_and_says_on_what(bench, tmp_path, capsys):
     bench.main([*SMALL, "--json", str(tmp_path / "out.json")])
@@ -147,6 +148,7 @@ def test_how_much_faster_is_that_of_the_loop_in_the_same_round(ensembles, monkey
     assert results[0].faster == 1 and results[1].faster == pytest.approx(8, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed_promotion  # the benchmark is what a user writes
 def test_the_ensemble_benchmark_runs(ensembles, tmp_path, capsys):
     small = ["--eager", "--members", "2", "--examples", "3", "--rounds", "1", "--steps", "1", "--warm", "1"]
@@ -169,3 +171,14 @@ def test_the_port_benchmark_measures_a_port(scripts, capsys):
     out = capsys.readouterr().out
     assert "4.0M float32 parameters in 8 leaves" in out and "pair.optimizer_to_torch" in out
     assert 0.8 < float(re.search(r"beside the model: (\S+) times", out)[1]) < 2
+
+
+@pytest.mark.relaxed_promotion
+def test_the_parity_benchmark_runs_what_it_says(scripts, monkeypatch, capsys):
+    """Each figure from a process of its own, here from this one; `check` holds more than the functions do."""
+    parity = scripts("parity")
+    monkeypatch.setattr(parity, "in_a_process", parity.once)
+    parity.main(["--layers", "4", "--width", "700"])
+    rows = re.findall(r"^ +(PyTorch|JAX|check).*? +([\d.]+) +[\d.]+ *$", capsys.readouterr().out, re.MULTILINE)
+    copies = {name: float(found) for name, found in rows}
+    assert copies.keys() == {"PyTorch", "JAX", "check"} and 1 < copies["check"] < 6

@@ -112,6 +112,38 @@ def test_the_verdict_is_that_of_the_numbers(demo: Callable[[str], Any]) -> None:
     assert report.verdict({"l1": worse._replace(params_float64=float("nan"))}).startswith("More than rounding: ")
 
 
+@pytest.mark.relaxed_promotion
+@pytest.mark.parametrize(("fault", "verdict", "code"), [(1.0, "rounding", 0), (1.001, "semantic", 1)])
+def test_the_demo_ends_with_the_verdict_of_its_steps(
+    fault: float,
+    verdict: str,
+    code: int,
+    demo: Callable[[str], Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = demo("_digits_jax")
+    loss = half.loss
+    monkeypatch.setattr(half, "loss", lambda params, x, y: loss(params, x * fault, y))
+    assert demo("digits_parity").main(["--steps", "2", "--out", str(tmp_path)]) == code
+    said = capsys.readouterr().out
+    assert said.startswith(f"verdict: {verdict}") and f"Parity: {verdict}. Over 2 steps" in said
+    assert f"verdict: {verdict}" in (tmp_path / "parity.html").read_text()
+
+
+def test_one_wing_has_no_parity_and_is_no_failure(
+    demo: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo("digits_parity").main(["--wing", "torch", "--out", str(tmp_path)]) == 0
+    assert "nothing to compare" in capsys.readouterr().out
+
+
+def test_make_demo_ends_with_parity_and_hands_on_the_arguments() -> None:
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe and recipe[1].splitlines()[-1] == "\t$(RUN) examples/digits_parity.py $(ARGS)"
+
+
 def test_the_lines_that_regularize_and_optimize_are_the_same_text() -> None:
     halves = {wing: (DEMO.parent / f"_digits_{wing}.py").read_text() for wing in WINGS}
     shared = {

@@ -1,9 +1,6 @@
 """The ensemble example: its measures are the formulas it names, and its digits do what its docstring says."""
 
 import csv
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from scripts import run_script
+
+pytestmark = [
+    pytest.mark.relaxed_promotion,  # as it is for their reader
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # of modules that inductor imports
+]
 ROOT = Path(__file__).parent.parent
 
 
@@ -24,17 +27,8 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 @pytest.mark.parametrize("wing", ["jax", pytest.param("torch", marks=pytest.mark.slow)])
 def test_the_numbers_are_what_its_docstring_promises(wing: str, tmp_path: Path) -> None:
     script = ROOT / "examples" / "ensemble.py"
-    done = subprocess.run(
-        # inductor imports modules that torch itself has deprecated
-        [sys.executable, "-W", "error", "-W", "ignore:`torch.jit:DeprecationWarning", script, "--wing", wing],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "COLUMNS": "80"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == "" and "…" not in done.stdout
+    printed = run_script(script, tmp_path, "--wing", wing)
+    assert "…" not in printed, "a table does not fit 80 columns"
     with open(tmp_path / "out" / "ensemble" / "ensemble.csv", newline="") as file:
         rows = {int(row["angle"]): {k: float(v) for k, v in row.items()} for row in csv.DictReader(file)}
     upright, peak, last = rows[0], rows[30], rows[90]
@@ -51,10 +45,10 @@ def test_the_numbers_are_what_its_docstring_promises(wing: str, tmp_path: Path) 
     assert peak["variance"] > 4 * upright["variance"] and last["variance"] < peak["variance"] / 2
     assert last["most_common"] == 4 and last["share"] > 0.9 and upright["share"] < 0.15
     said = f"falls from {upright['accuracy']:.1%} to {peak['accuracy']:.1%}, and the mutual information grows "
-    assert f"{said}{growing[-1] / growing[0]:.1f} times. At 90° {last['share']:.0%} are taken for a 4" in done.stdout
+    assert f"{said}{growing[-1] / growing[0]:.1f} times. At 90° {last['share']:.0%} are taken for a 4" in printed
     for row in rows.values():
         measures = [row[name] for name in ("nll_single", "nll", "calibration_single", "calibration")]
-        line = next(line for line in done.stdout.splitlines() if line.split()[:1] == [f"{row['angle']:.0f}°"])
+        line = next(line for line in printed.splitlines() if line.split()[:1] == [f"{row['angle']:.0f}°"])
         assert line.split()[3:7] == [f"{x:.3f}" for x in measures]
         assert line.split()[1:3] == [f"{row['accuracy_single']:.1%}", f"{row['accuracy']:.1%}"]
     assert imread(tmp_path / "out" / "ensemble" / "ensemble.png").std() > 0.05, "an empty picture"

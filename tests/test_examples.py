@@ -1,17 +1,20 @@
 """Every example runs as its reader would run it, without a warning, and prints the numbers its docstring promises."""
 
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from scripts import run_script
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
+QUICK = {"l1_l2_loss", "anchored", "port_mlp", "nnx_optax"}
 # What begins with an underscore is parts of examples.
-HAVE_TESTS_OF_THEIR_OWN = {"sparse_digits", "regularization_path", "ensemble"}
+HAVE_TESTS_OF_THEIR_OWN = {"sparse_digits", "regularization_path", "digits_parity", "ensemble"}
 NAMES = sorted(p.stem for p in EXAMPLES.glob("[!_]*.py") if p.stem not in HAVE_TESTS_OF_THEIR_OWN)
 
 Numbers = dict[str, float]
@@ -144,6 +147,13 @@ def port_transformer(n: Numbers) -> None:
     assert n.pop("accuracy") > 0.8
 
 
+def find_the_bug(n: Numbers) -> None:
+    for fault, apart in (("gelu", 1e-5), ("relu", 1e-3), ("decay", 0.1)):
+        assert n.pop(f"{fault}: apart") > apart
+        assert n.pop(f"{fault}: apart after hint") < 1e-12
+        assert n.pop(f"{fault}: named") == n.pop(f"{fault}: located") == 1
+
+
 CHECKS: dict[str, Callable[[Numbers], None]] = {
     check.__name__: check
     for check in (
@@ -158,39 +168,41 @@ CHECKS: dict[str, Callable[[Numbers], None]] = {
         port_mlp,
         port_convnet,
         port_transformer,
+        find_the_bug,
     )
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.relaxed_promotion  # as it is for their reader
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES])
 def test_prints_the_numbers_its_docstring_promises(name: str, tmp_path: Path) -> None:
     assert name in CHECKS, f"examples/{name}.py: state bounds for the numbers it prints, in a function of this file"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    numbers = {label: float(number) for label, number in re.findall(r"^(.+?)\.{2,} (\S+)$", done.stdout, re.MULTILINE)}
+    printed = run_script(EXAMPLES / f"{name}.py", tmp_path)
+    numbers = {label: float(number) for label, number in re.findall(r"^(.+?)\.{2,} (\S+)$", printed, re.MULTILINE)}
     CHECKS[name](numbers)
     assert not numbers, "printed, but no bound is stated"
 
 
-def test_per_example_clips_each_example_and_says_why_not_the_penalty() -> None:
+@pytest.mark.slow
+@pytest.mark.relaxed_promotion  # as it is for their reader
+def test_per_example_clips_each_example_and_says_why_not_the_penalty(
+    x64: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against NumPy: where the clipped fit ends, and what both wings say to a penalized loss."""
-    done = subprocess.run(
-        [sys.executable, "-c", CLIPPED_FIT],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": python_path(EXAMPLES)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    residual, torch_says, jax_says = done.stdout.splitlines()
-    assert float(residual) < 1e-10
+    monkeypatch.syspath_prepend(EXAMPLES)
+    e = __import__("per_example")
+    data = e.load(0)
+    with x64():
+        end = e.fit_all(e.WINGS["JAX"], data, 2.0, 1000)["ends"]["clipped"]
+        torch_says, jax_says = e.refusal(e.WINGS["PyTorch"]), e.refusal(e.WINGS["JAX"])
+    w, b = end["weight"], end["bias"]
+    total = np.zeros(11)
+    for x, y in zip(data["x"], data["y"], strict=True):
+        g = (x @ w + b - y) * np.append(x, 1.0)
+        total += g * min(1.0, 2.0 / np.sqrt((g * g).sum()))
+    g = total / len(data["y"])
+    stationary = np.where(w != 0, np.abs(g[:10] + 0.1 * np.sign(w)), np.maximum(np.abs(g[:10]) - 0.1, 0))
+    assert max(stationary.max(), abs(g[10])) < 1e-10
     assert torch_says == jax_says and "the loss is penalized; a penalty belongs to the parameters" in torch_says
 
 
@@ -222,29 +234,6 @@ def test_bad_options_are_named(
         __import__(name).main(options)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def python_path(*first: Path) -> str:
-    return os.pathsep.join([*map(str, first), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])
-
-
-# In a process of its own, since the example switches JAX to float64.
-CLIPPED_FIT = """
-import jax, numpy as np, per_example as e
-jax.config.update("jax_enable_x64", True)
-data = e.load(0)
-end = e.fit_all(e.WINGS["JAX"], data, 2.0, 1000)["ends"]["clipped"]
-w, b = end["weight"], end["bias"]
-total = np.zeros(11)
-for x, y in zip(data["x"], data["y"]):
-    g = (x @ w + b - y) * np.append(x, 1.0)
-    total += g * min(1.0, 2.0 / np.sqrt((g * g).sum()))
-g = total / len(data["y"])
-stationary = np.where(w != 0, np.abs(g[:10] + 0.1 * np.sign(w)), np.maximum(np.abs(g[:10]) - 0.1, 0))
-print(max(stationary.max(), abs(g[10])))
-print(e.refusal(e.WINGS["PyTorch"]))
-print(e.refusal(e.WINGS["JAX"]))
-"""
 
 
 def test_no_check_is_left_of_an_example_that_is_gone() -> None:

@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import funcreg
 import funcreg.torch as fr
 from funcreg import interop
+from interop import rules
 
 ROOT = Path(funcreg.__file__).parent.parent
 
@@ -1542,3 +1543,43 @@ def test_flat_names_that_cannot_be_a_tree(names):
     pair = interop.match(net_of(fc=nn.Linear(3, 4)), {"fc": dense(3, 4)})
     with pytest.raises(ValueError, match="pair: the source has 'fc"):
         pair.to_torch({name: np.ones(3, "f") for name in names})
+
+
+def test_a_shared_module_is_renamed_by_either_name():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = self.b = torch.nn.Linear(3, 3)
+            self.c = torch.nn.Linear(3, 3)
+
+    tree = {name: {"kernel": np.zeros((3, 3)), "bias": np.zeros(3)} for name in ("first", "last")}
+    for own in ("a", "b"):
+        for partner, other in (("first", "last"), ("last", "first")):
+            pair = interop.match(Net(), tree, rename={own: partner, "c": other})
+            assert [link.jax for link in pair.links] == [
+                (f"{name}.{leaf}",) for name in (partner, other) for leaf in ("kernel", "bias")
+            ]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_layers_are_compared_with_those_of_their_size_only(nested, monkeypatch):
+    """The work grows with the number of layers, not with its square."""
+    compared = []
+    found = rules.links_of
+    monkeypatch.setattr(rules, "links_of", lambda *args: (compared.append(args), found(*args))[1])
+
+    def comparisons(n):
+        net, tree = torch.nn.Sequential(), {}
+        for i in range(n):
+            held = {"kernel": np.zeros((3 + i, 4 + i)), "bias": np.zeros(4 + i)}
+            layer = torch.nn.Linear(3 + i, 4 + i)
+            net, tree = (
+                (torch.nn.Sequential(layer, net), {"layers_0": held, "layers_1": tree})
+                if nested and i
+                else (torch.nn.Sequential(*net, layer), {**tree, f"layers_{i}": held})
+            )
+        compared.clear()
+        interop.match(net, tree)
+        return len(compared)
+
+    assert comparisons(24) <= 2 * comparisons(12) + 4

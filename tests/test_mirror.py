@@ -20,14 +20,18 @@ SECTIONS = ("Args", "Returns", "Raises", "Reference", "Example")
 
 def public(wing):
     """The names that the contents page of a wing lists, with what they are."""
-    source = Path(inspect.getfile(wing.fr)).read_text()
+    return contents(wing.fr)
+
+
+def contents(module):
+    source = Path(inspect.getfile(module)).read_text()
     names = []
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.ImportFrom):
             for alias in statement.names:
                 assert alias.asname == alias.name, f"{alias.name}: write `import {alias.name} as {alias.name}`"
                 names.append(alias.name)
-    return {name: getattr(wing.fr, name) for name in names}
+    return {name: getattr(module, name) for name in names}
 
 
 def parameters(function):
@@ -51,7 +55,7 @@ def without_example(text):
     return {name: part for name, part in sections(text).items() if name != "Example"}
 
 
-COMMON = sorted(set(public(JAX)) - {"functional"})
+COMMON = sorted(set(public(JAX)) - {"functional", "export"})
 LEAVES = sorted(JAX.fr.functional.__all__)
 FUNCTIONS = [(name, thing) for name, thing in public(TORCH).items() if inspect.isfunction(thing) and name not in ROLES]
 DOCUMENTED = [
@@ -101,6 +105,25 @@ def test_same_docstrings(name):
         assert without_example(ours) == without_example(theirs)
     else:
         assert ours.split("\n\n")[0] == theirs.split("\n\n")[0]
+
+
+def test_exports_are_the_same_as_far_as_the_formats_go():
+    """What JAX's programs cannot do, write into arguments or draw by themselves, needs no error there."""
+    ours, theirs = (contents(wing.fr.export) for wing in (TORCH, JAX))
+    assert ours.keys() - theirs.keys() == {"export_penalty", "MutationError", "RandomOpError", "BakedDeviceError"}
+    assert theirs.keys() - ours.keys() == set()
+    own = {"formats", "platforms"}
+    for name, thing in theirs.items():
+        if thing is ours[name]:
+            continue
+        both = [[p for p in parameters(side[name]) if p[0] not in own] for side in (ours, theirs)]
+        assert both[0] == both[1]
+        if name == "Exported":
+            assert parameters(ours[name].__call__) == parameters(thing.__call__)
+        for function in (ours[name], thing):
+            if inspect.isfunction(function):
+                said = re.findall(r"^    (\w+): ", sections(doc(function))["Args"], flags=re.MULTILINE)
+                assert said == list(inspect.signature(function).parameters)
 
 
 def test_penalties_have_files_of_the_same_names_that_begin_alike():

@@ -1,12 +1,11 @@
 """Every Python snippet of the README runs as pasted, on its own, and prints what its comments say."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from scripts import run_script
 
 ROOT = Path(__file__).parent.parent
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -23,19 +22,13 @@ def test_the_readme_has_its_snippets() -> None:
     assert len(SNIPPETS) == len(EXPECTED)
 
 
+@pytest.mark.relaxed_promotion  # as it is for their reader
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor imports what torch itself has deprecated
 @pytest.mark.parametrize("i", EXPECTED)
 def test_snippet_runs_as_pasted(i: int, tmp_path: Path) -> None:
-    run = subprocess.run(
-        # inductor imports modules that torch itself has deprecated
-        [sys.executable, "-W", "error", "-W", "ignore:`torch.jit:DeprecationWarning", "-c", SNIPPETS[i]],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0, run.stderr
-    assert re.search(EXPECTED[i], run.stdout, flags=re.MULTILINE), run.stdout
+    (tmp_path / "snippet.py").write_text(SNIPPETS[i])
+    printed = run_script(tmp_path / "snippet.py", tmp_path)
+    assert re.search(EXPECTED[i], printed, flags=re.MULTILINE), printed
 
 
 @pytest.mark.relaxed_promotion

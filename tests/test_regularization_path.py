@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,12 @@ import pytest
 from matplotlib.image import imread
 from safetensors.numpy import load_file
 
+from scripts import run_script
+
+pytestmark = [
+    pytest.mark.relaxed_promotion,  # as it is for their reader
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),  # of modules that inductor imports
+]
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "examples" / "regularization_path.py"
 
@@ -27,19 +30,9 @@ def path(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 
 
 def run(out: Path, *options: str) -> str:
-    done = subprocess.run(
-        # inductor imports modules that torch itself has deprecated
-        [sys.executable, "-W", "error", "-W", "ignore:`torch.jit:DeprecationWarning", SCRIPT, *options, "--out", out],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu", "COLUMNS": "80"},
-        cwd=out.parent,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # the progress is for terminals only
-    assert "…" not in done.stdout, "a table does not fit 80 columns"
-    return done.stdout
+    printed = run_script(SCRIPT, out.parent, *options, "--out", str(out))
+    assert "…" not in printed, "a table does not fit 80 columns"
+    return printed
 
 
 def check(printed: str, out: Path, wings: list[str], lams: np.ndarray, penalty: str, path: Callable[[str], Any]) -> Any:

@@ -47,14 +47,16 @@ ADDED = {
     ),
     "penalize": lambda wing, at: descend(wing, lambda h: optax_of(wing).scale_by_adam()),
 }
-# Every transformation with every penalty, prox_adam also with every set of options.
-FIRST = {case.record: case for case in reversed(CASES)}.values()
+# prox_adam with every penalty and every set of options. The others hand the penalty to the same two methods: one is
+# a sum of entries, the other a sum of parts, in groups.
+FEW = [next(case for case in CASES if case.record.factory == name) for name in ("l1", "sparse_group_lasso")]
+QUICK = [*FEW, *(case for case in CASES if case.name in ("group_lasso middle axes", "group_lasso per input"))]
 COMBINATIONS = [
-    (name, case)
+    pytest.param(name, case, marks=() if case in QUICK else pytest.mark.slow, id=f"{name}-{case}")
     for names, cases in ((PROXIMAL, PROX), (ADDED, GRAD))
     for name in names
     for case in cases
-    if case in FIRST or name == "prox_adam"
+    if name == "prox_adam" or case in FEW
 ]
 
 
@@ -113,7 +115,7 @@ def assert_near(wing, got, want, bound):
 
 @pytest.mark.relaxed_promotion  # optax mixes dtypes
 @each_wing
-@pytest.mark.parametrize(("how", "case"), COMBINATIONS, ids=lambda x: str(x))
+@pytest.mark.parametrize(("how", "case"), COMBINATIONS)
 def test_members_are_trained_as_if_alone(wing, how, case):
     with wing.precision("float64"):
         params, hyper, batch = problem(wing)
@@ -225,8 +227,13 @@ def batch_axes_case(wing, which):
 
 
 @each_wing
-@pytest.mark.parametrize(("chunk", "donate"), [(None, False), (5, False), (5, True), (16, False), (100, True)])
-@pytest.mark.parametrize("which", ["bagging", "some shared", "last axis"])
+@pytest.mark.parametrize(
+    ("which", "chunk", "donate"),
+    [
+        *(("bagging", *how) for how in ((None, False), (5, False), (5, True), (16, False), (100, True))),
+        *((which, *how) for which in ("some shared", "last axis") for how in ((None, False), (5, True))),
+    ],
+)
 def test_batches_shared_and_per_member_in_chunks(wing, which, chunk, donate):
     with wing.precision("float64"):
         axes, batch, of_member = batch_axes_case(wing, which)

@@ -12,6 +12,7 @@ from .._selectors import weights as weights
 # training
 from .._summary import Summary as Summary
 from .._summary import summary as summary
+from . import export as export
 from . import functional as functional
 from ._per_example import clip_per_example as clip_per_example
 from ._per_example import per_example as per_example

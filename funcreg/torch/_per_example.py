@@ -113,7 +113,7 @@ def per_example_norms(grads: Params) -> Tensor:
     _examples.count_examples(_wing, "per_example_norms", grads)
     leaves = [_wing.upcast(g) for g in _wing.flatten(grads).leaves]
     widest = functools.reduce(torch.promote_types, [g.dtype for g in leaves])
-    return norm(torch.stack([norm(g.reshape(len(g), -1)).to(widest) for g in leaves], -1))
+    return norm(torch.stack([norm(g.reshape(g.shape[0], -1)).to(widest) for g in leaves], -1))
 
 
 def clip_per_example(

@@ -1,15 +1,18 @@
 """The update formulas of torch.optim, one function per optimizer, in PyTorch's order of operations.
 
 NOTE [order]: every product, quotient and sum is taken as PyTorch takes it (`addcdiv` multiplies before it divides,
-`lerp` has two forms), so that a float64 run differs from PyTorch's by a few units in the last place and no more. The
-formulas are those of the loops over single tensors; foreach, fused, capturable and differentiable ones differ from
-them by rounding. `beta**t` is bit for bit that of Python on the CPU, where XLA calls the same C library; where it does
-not, a last place of it is 1e-13 of `1 - beta**t` at the first steps.
+`lerp` has two forms, NOTE [rounding]), so that a float64 run takes PyTorch's steps bit for bit, but for its square
+roots: on x86 they are those of a library which rounds one in a hundred the other way. The formulas are those of the
+loops over single tensors, `differentiable=True` included; those of `foreach` and `fused` differ from them by rounding,
+and so do those of `capturable=True`, which run on accelerators only and take `beta**t` there in float32. `beta**t` is
+bit for bit that of Python on the CPU, where XLA calls the same C library; where it does not, a last place of it is
+1e-13 of `1 - beta**t` at the first steps.
 
 A rule maps one parameter, its gradient, its state under PyTorch's names, the hyper-parameters of its group and the
 learning rate to the new parameter and the new state. `step` has been counted already. Hyper-parameters are Python
 numbers; the learning rate and what is computed from the step are 0-d arrays: float64 where JAX has it, as in PyTorch,
-where they are Python's.
+where they are Python's. `counted` is the step in the dtype of PyTorch's tensor, and `tensor_step` says that PyTorch
+computes with that tensor: "alone", or "and rate" if its rate is one as well.
 """
 
 import math
@@ -21,6 +24,9 @@ import jax.numpy as jnp
 import torch
 from jax import Array
 
+from ._fma import fma, plus, quotient, root
+from ._tensor_step import corrections, over
+
 Leaf = dict[str, Array]
 Hyper = Mapping[str, Any]
 Step = tuple[Array, Leaf]
@@ -31,9 +37,9 @@ def sgd(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     if h["momentum"] == 0:
         return _add(p, d, -lr), {}
     # the first buffer is the gradient itself, without dampening
-    damped = h["momentum"] * s["momentum_buffer"] + (1 - h["dampening"]) * d
+    damped = _add(h["momentum"] * s["momentum_buffer"], d, 1 - h["dampening"])
     buffer = jnp.where(s["has_buffer"], damped, d)
-    d = d + h["momentum"] * buffer if h["nesterov"] else buffer
+    d = _add(d, buffer, h["momentum"]) if h["nesterov"] else buffer
     return _add(p, d, -lr), {"has_buffer": jnp.ones_like(s["has_buffer"]), "momentum_buffer": buffer}
 
 
@@ -45,7 +51,13 @@ def adam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     new = {"exp_avg": m, "exp_avg_sq": v}
     if h["amsgrad"]:  # the largest one before its correction
         v = new["max_exp_avg_sq"] = jnp.maximum(s["max_exp_avg_sq"], v)
-    denominator = jnp.sqrt(v) / _as(v, jnp.sqrt(_one_minus_power(b2, s["step"]))) + h["eps"]
+    if h["tensor_step"]:
+        t, is_tensor = s["counted"], h["tensor_step"] == "and rate"
+        size = -over(lr, corrections(b1, t)[0], is_tensor)
+        scale = corrections(b2, t)[1].astype(size.dtype) * size
+        denominator = quotient(root(v), scale) + _as(v, over(jnp.asarray(h["eps"], lr.dtype), size))
+        return _addcdiv(p, m, denominator, 1.0), new
+    denominator = quotient(root(v), _half_power(_one_minus_power(b2, s["step"]))) + h["eps"]
     return _addcdiv(p, m, denominator, -(lr / _one_minus_power(b1, s["step"]))), new
 
 
@@ -56,7 +68,7 @@ def rmsprop(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     if h["centered"]:
         mean = new["grad_avg"] = _lerp(s["grad_avg"], d, 1 - h["alpha"])
         v = _addcmul(v, mean, mean, -1.0)
-    average = jnp.sqrt(v) + h["eps"]
+    average = root(v) + h["eps"]
     if h["momentum"] == 0:
         return _addcdiv(p, d, average, -lr), new
     buffer = new["momentum_buffer"] = _addcdiv(h["momentum"] * s["momentum_buffer"], d, average, 1.0)
@@ -65,9 +77,9 @@ def rmsprop(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
 
 def adagrad(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     d = _decayed(p, g, h)
-    rate = lr / (1 + (s["step"] - 1) * h["lr_decay"])
+    rate = lr / plus(1.0, (s["step"] - 1) * h["lr_decay"])
     total = _addcmul(s["sum"], d, d, 1.0)
-    return _addcdiv(p, d, jnp.sqrt(total) + h["eps"], -rate), {"sum": total}
+    return _addcdiv(p, d, root(total) + h["eps"], -rate), {"sum": total}
 
 
 def adamax(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
@@ -82,7 +94,7 @@ def adadelta(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     rho, eps = h["rho"], h["eps"]
     d = _decayed(p, g, h)
     v = _addcmul(rho * s["square_avg"], d, d, 1 - rho)
-    delta = jnp.sqrt(s["acc_delta"] + eps) / jnp.sqrt(v + eps) * d
+    delta = root(s["acc_delta"] + eps) / root(v + eps) * d
     return _add(p, delta, -lr), {
         "square_avg": v,
         "acc_delta": _addcmul(rho * s["acc_delta"], delta, delta, 1 - rho),
@@ -100,9 +112,15 @@ def nadam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     product = _as(lr, mu_product)
     m = _lerp(s["exp_avg"], d, 1 - b1)
     v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
-    denominator = jnp.sqrt(v / _as(v, _one_minus_power(b2, t))) + h["eps"]
-    p = _addcdiv(p, d, denominator, -lr * (1.0 - mu) / (1.0 - product))
-    p = _addcdiv(p, m, denominator, -lr * mu_next / (1.0 - product * mu_next))
+    denominator = root(quotient(v, _one_minus_power(b2, t))) + h["eps"]
+    if h["tensor_step"]:
+        is_tensor = h["tensor_step"] == "and rate"
+        following = plus(1.0, -(mu_product * _as(mu_product, mu_next)))
+        p = _addcdiv(p, d, denominator, over(-lr * plus(1.0, -mu), 1.0 - mu_product, is_tensor))
+        p = _addcdiv(p, m, denominator, over(-lr * mu_next, following, is_tensor))
+        return p, {"mu_product": mu_product, "exp_avg": m, "exp_avg_sq": v}
+    p = _addcdiv(p, d, denominator, -lr * plus(1.0, -mu) / (1.0 - product))
+    p = _addcdiv(p, m, denominator, -lr * mu_next / plus(1.0, -(product * mu_next)))
     return p, {"mu_product": mu_product, "exp_avg": m, "exp_avg_sq": v}
 
 
@@ -112,17 +130,17 @@ def radam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     t = s["step"]
     m = _lerp(s["exp_avg"], d, 1 - b1)
     v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
-    move = m / _as(m, _one_minus_power(b1, t)) * _as(m, lr)
+    move = quotient(m, _one_minus_power(b1, t)) * _as(m, lr)
     longest = 2 / (1 - b2) - 1
     if longest > 5:  # the length of the average never exceeds it
         length = _average_length(b2, t)
         rectified = length > 5
         length = jnp.where(rectified, length, 6.0)  # any length whose root is real
         longest_terms = (longest - 4) * (longest - 2)
-        rect = jnp.sqrt((length - 4) * (length - 2) * longest / (longest_terms * length))
-        adaptive = _as(v, jnp.sqrt(_one_minus_power(b2, t))) / (jnp.sqrt(v) + h["eps"]) * _as(v, rect)
-        move = jnp.where(rectified, move * adaptive, move)
-    return p - move, {"exp_avg": m, "exp_avg_sq": v}
+        rect = _half_power((length - 4) * (length - 2) * longest / (longest_terms * length))
+        adaptive = _as(v, _half_power(_one_minus_power(b2, t))) / (root(v) + h["eps"])
+        move = jnp.where(rectified, move * adaptive * _as(v, rect), move)
+    return _add(p, move, -1.0), {"exp_avg": m, "exp_avg_sq": v}
 
 
 # --- PyTorch's operations ---
@@ -132,32 +150,37 @@ def _as(like: Array, x: Any) -> Array:
     return jnp.asarray(x).astype(like.dtype)
 
 
-def _add(a: Array, x: Array, alpha: Array) -> Array:
-    return a + _as(a, alpha) * x
+def _add(a: Array, x: Array, alpha: Any) -> Array:
+    return fma(_as(a, alpha), x, a)
 
 
 def _addcmul(a: Array, x: Array, y: Array, value: float) -> Array:
-    return a + value * x * y
+    return fma(value * x, y, a)
 
 
 def _addcdiv(a: Array, x: Array, y: Array, value: Any) -> Array:
-    return a + _as(a, value) * x / y
+    return plus(a, _as(a, value) * x / y)
 
 
 def _lerp(start: Array, end: Array, weight: float) -> Array:
-    return start + weight * (end - start) if weight < 0.5 else end - (end - start) * (1 - weight)
+    return _add(start, end - start, weight) if weight < 0.5 else _add(end, end - start, -(1 - weight))
+
+
+def _half_power(x: Array) -> Array:
+    """Python's `x ** 0.5`, which is no square root: it may be a last place off."""
+    return jnp.where(jnp.isnan(x), x, x**0.5)
 
 
 def _decayed(p: Array, g: Array, h: Hyper) -> Array:
     """The gradient as the rules see it: of a maximum, and with weight decay."""
     g = -g if h["maximize"] else g
-    return g + h["weight_decay"] * p if h["weight_decay"] != 0 else g
+    return _add(g, p, h["weight_decay"]) if h["weight_decay"] != 0 else g
 
 
 def _shrunk_or_decayed(p: Array, g: Array, h: Hyper, lr: Array) -> tuple[Array, Array]:
     if not h["decoupled_weight_decay"]:
         return p, _decayed(p, g, h)
-    return p * _as(p, 1 - lr * h["weight_decay"]), -g if h["maximize"] else g
+    return p * _as(p, plus(1.0, -(lr * h["weight_decay"]))), -g if h["maximize"] else g
 
 
 def _one_minus_power(beta: float, t: Array) -> Array:
@@ -228,7 +251,7 @@ def _rmsprop_moments(h: Hyper) -> tuple[str, ...]:
     return ("square_avg", *momentum, *(("grad_avg",) if h["centered"] else ()))
 
 
-_ADAM = _with_step(adam, "betas eps amsgrad decoupled_weight_decay", _adam_moments)
+_ADAM = _with_step(adam, "betas eps amsgrad decoupled_weight_decay tensor_step", _adam_moments)
 RULES: dict[type, Rule] = {
     torch.optim.SGD: Rule(
         sgd,
@@ -243,7 +266,10 @@ RULES: dict[type, Rule] = {
     torch.optim.Adamax: _with_step(adamax, "betas eps", _always("exp_avg", "exp_inf")),
     torch.optim.Adadelta: _with_step(adadelta, "rho eps", _always("square_avg", "acc_delta")),
     torch.optim.NAdam: _with_step(
-        nadam, "betas eps momentum_decay decoupled_weight_decay", _always("exp_avg", "exp_avg_sq"), mu_product=1.0
+        nadam,
+        "betas eps momentum_decay decoupled_weight_decay tensor_step",
+        _always("exp_avg", "exp_avg_sq"),
+        mu_product=1.0,
     ),
     torch.optim.RAdam: _with_step(radam, "betas eps decoupled_weight_decay", _always("exp_avg", "exp_avg_sq")),
 }

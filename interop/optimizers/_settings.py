@@ -250,6 +250,9 @@ def _refuse_narrow(where: str, cls: type, i: int, group: Mapping[str, Any]) -> N
 
 def _hyper(rule: Rule, optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     by_class = {"decoupled_weight_decay": type(optimizer) is torch.optim.AdamW}  # older releases have no such key
+    with_tensor = group.get("differentiable", False)
+    told = ("and rate" if isinstance(group["lr"], Tensor) else "alone") if with_tensor else ""
+    group = {**group, "tensor_step": told}
     values = {name: _number(group[name] if name in group else by_class[name]) for name in rule.hyper}
     if "initial_accumulator_value" in values:  # PyTorch reads it there, not in the group
         values["initial_accumulator_value"] = float(optimizer.defaults["initial_accumulator_value"])
@@ -260,7 +263,7 @@ def _number(value: Any) -> Any:
     """Of a tensor its number: constants of a compiled step."""
     if isinstance(value, tuple | list):
         return tuple(_number(v) for v in value)
-    return value if isinstance(value, bool) else number(value)
+    return value if isinstance(value, (bool, str)) else number(value)
 
 
 def number(x: Any) -> float:

@@ -93,7 +93,7 @@ def torch_optimizer(
             moved, after = _step(settings, group, name, p, g, before, lr, parts.get(name, []))
             for what, x in after.items():
                 new[what][name] = x
-            moves[name] = moved - p  # with which p + (moved - p) is moved, or nearly so where a step shrinks p by half
+            moves[name] = moved - p  # with which p + (moved - p) is moved, wherever a number leads there
         count = state.count + 1
         trees = {what: rebuild(tree, new[what]) for what, tree in state.state.items()}
         following = state.learning_rate if schedule is None else schedule(count)
@@ -117,7 +117,8 @@ def _step(
     g = g.astype(p.dtype)
     counted = {"step": before["step"] + 1} if "step" in before else {}
     step = {what: t.astype(lr.dtype) for what, t in counted.items()}
-    moved, after = settings.rule.formula(p, g, {**before, **step}, hyper, lr)
+    kept = {"counted": counted["step"]} if counted else {}
+    moved, after = settings.rule.formula(p, g, {**before, **step, **kept}, hyper, lr)
     if bound:
         leaf = Stepped(p, g, moved, before, after, step.get("step"), lr)
         moved, kept = proximal_step(settings.optimizer, name, bound, leaf, hyper)

@@ -1,0 +1,45 @@
+"""The same graph as an ExportedProgram, the format that torch.onnx and AOTInductor read."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..._export_errors import UnsupportedOpError
+from ._inputs import Inputs, Tensors
+from ._trace import Trace
+
+
+class _Program(torch.nn.Module):
+    """A traced graph as a module from named tensors to named tensors."""
+
+    def __init__(self, trace: Trace, names: list[str]) -> None:
+        super().__init__()
+        self.graph, self.names, self.outputs = trace.module, names, trace.outputs
+
+    def forward(self, inputs: Tensors) -> Tensors:
+        results = self.graph(*(inputs[name] for name in self.names))
+        # clones: an output may be an input
+        return {name: x.clone() for name, x in zip(self.outputs, results, strict=True)}
+
+
+def save_pt2(where: str, trace: Trace, inputs: Inputs, path: Path) -> None:
+    """Write an ExportedProgram whose `module()(inputs)` takes and returns dicts of tensors by name.
+
+    Raises:
+        UnsupportedOpError: torch.export, which looks at the sizes once more, does not take the graph.
+    """
+    primes = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+    example = inputs.resized(dict(zip(inputs.sizes, primes, strict=False)))
+    shapes: dict[str, Any] = {
+        name: {axis: torch.export.Dim.DYNAMIC for axis in inputs.dims[name]} or None for name in inputs.tensors
+    }
+    try:
+        program = torch.export.export(_Program(trace, list(inputs.tensors)), (example,), dynamic_shapes=(shapes,))
+        torch.export.save(program, path)
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise UnsupportedOpError(
+            f"{where}: torch.export refuses the graph of the function, {type(error).__name__}: {first}; leave 'pt2' "
+            "out of formats"
+        ) from error

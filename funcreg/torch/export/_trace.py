@@ -1,0 +1,246 @@
+"""A function as a graph of ATen operations whose dynamic dimensions are symbols, never the numbers of the example.
+
+The function is run once on tensors without numbers (fake tensors). Only the dimensions that are to be dynamic are
+symbols; their stand-in size is a prime that no other dimension has. Everything that would be frozen without being seen
+to be (a size, a tensor that is no argument, a branch on numbers) is an error here.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode
+
+from ..._export_errors import (
+    CapturedTensorError,
+    ControlFlowError,
+    ExportError,
+    SpecializationError,
+    UnsupportedOpError,
+)
+from ._inputs import Inputs
+from ._watch import LIBRARIES, Assumption, Watch, WatchedShapeEnv
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A graph, and what was assumed about the dynamic dimensions when it was made."""
+
+    module: GraphModule
+    outputs: list[str]  # names
+    symbols: dict[str, Any]  # name of a dimension -> sympy symbol
+    env: WatchedShapeEnv
+    sizes: dict[str, int]  # the stand-ins
+
+    @property
+    def placeholders(self) -> list[Node]:
+        return [node for node in self.module.graph.nodes if node.op == "placeholder"]
+
+    @property
+    def results(self) -> list[Node]:
+        return list(self.module.graph.output_node().args[0])  # pyright: ignore[reportArgumentType]
+
+    def failing(self, sizes: Mapping[str, int]) -> Assumption | None:
+        """The first assumption that does not hold at other sizes, or None."""
+        values = {self.symbols[dim]: size for dim, size in sizes.items()}
+        for assumption in self.env.assumptions:
+            if assumption.expression.xreplace(values) == False:  # noqa: E712  sympy's own False
+                return assumption
+        return None
+
+
+def trace(
+    where: str, call: Callable[..., tuple[list[str], list[Tensor]]], inputs: Inputs, sizes: Mapping[str, int]
+) -> Trace:
+    """Trace a function of the tensors of `inputs`, which returns the names and tensors of its outputs.
+
+    Raises:
+        ControlFlowError: the function looks at numbers.
+        CapturedTensorError: it uses a tensor that is no argument.
+        SpecializationError: it makes a dynamic dimension a number.
+        ExportError: it fails in another way on tensors without numbers.
+    """
+    from torch._dynamo.source import ConstantSource  # the slowest of the imports
+
+    calls: list[Any] = []
+    env = WatchedShapeEnv(calls)
+    symbols, dims = {}, {}
+    for dim, size in sizes.items():
+        source = ConstantSource(dim)
+        symbols[dim] = env.create_symbol(size, source, DimDynamic.DYNAMIC)
+        dims[dim] = env.create_symintnode(symbols[dim], hint=size, source=source)
+    with FakeTensorMode(shape_env=env):
+        fakes = [
+            torch.empty(
+                [dims[inputs.dims[name][axis]] if axis in inputs.dims[name] else n for axis, n in enumerate(x.shape)],
+                dtype=x.dtype,
+                device=x.device,
+            )
+            for name, x in inputs.tensors.items()
+        ]
+    outputs: list[str] = []
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        with Watch(calls):
+            outputs[:], results = call(*tensors)
+        return results
+
+    try:
+        with enable_python_dispatcher():  # rules written in Python know symbols where C++ wants numbers
+            module = make_fx(run, tracing_mode="fake")(*fakes)
+    except Exception as error:
+        raise _explained(where, error, sizes) from error
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    traced = Trace(module, outputs, symbols, env, dict(sizes))
+    for dim, symbol in symbols.items():
+        if env.replace(symbol).is_number:
+            raise _specialized(where, dim, traced.failing({**sizes, dim: sizes[dim] + 1}), inputs)
+    for assumption in env.assumptions:
+        if assumption.own:
+            dim = next(d for d, symbol in symbols.items() if symbol in assumption.expression.free_symbols)
+            raise _specialized(where, dim, assumption, inputs)
+    return traced
+
+
+def stand_ins(inputs: Inputs) -> dict[str, int]:
+    """For every dynamic dimension a prime of its own that is the size of no other dimension."""
+    taken = {size for x in inputs.tensors.values() for size in x.shape}
+    primes = (n for n in range(101, 100_000) if n not in taken and all(n % k for k in range(2, int(n**0.5) + 1)))
+    return dict(zip(dict.fromkeys(inputs.sizes), primes, strict=False))
+
+
+_MOST_TRACES = 12
+
+
+def _telling_sizes(assumptions: Sequence[Assumption]) -> list[int]:
+    """Sizes at which to look at assumptions: all small ones, those around powers of two, and around the numbers that
+    occur in the assumptions and their quotients."""
+    sizes = {*range(2, 131), *(2**k + d for k in range(8, 21) for d in (-1, 0, 1))}
+    for assumption in assumptions:
+        numbers = {abs(int(n)) for n in assumption.expression.atoms() if n.is_Integer and n != 0}
+        sizes |= {a // b + d for a in numbers for b in (1, *numbers) for d in (-1, 0, 1)}
+    return sorted(size for size in sizes if size >= 2)
+
+
+def check_all_sizes(
+    where: str,
+    first: Trace,
+    again: Callable[[Mapping[str, int]], Trace],
+    inputs: Inputs,
+    checked: Sequence[int],
+) -> None:
+    """Refuse a function that is another graph at other sizes.
+
+    PyTorch notes what it assumes about a symbol (`batch >= 16` in a convolution, which then takes another kernel but is
+    the same operation). Where the assumptions of the graphs made so far do not hold, the function is traced again, and
+    the graph must be the same. Sizes that are `checked` by running the file need no proof.
+
+    Raises:
+        SpecializationError: names the dimension, the size and what was assumed.
+    """
+    traces = [first]
+    assumptions = first.env.assumptions
+    for size in [n for n in _telling_sizes(assumptions) if n not in checked] if assumptions else ():
+        # every dimension alone, and all of them
+        for sizes in [*({**first.sizes, dim: size} for dim in first.sizes), dict.fromkeys(first.sizes, size)]:
+            broken = [trace.failing(sizes) for trace in traces]
+            if not all(broken):
+                continue
+            dim = next(d for d in sizes if sizes[d] != first.sizes[d])
+            if len(traces) == _MOST_TRACES:
+                raise _specialized(where, dim, broken[0], inputs, size)
+            try:
+                new = again(sizes)
+            except ExportError as error:
+                raise _specialized(where, dim, broken[0], inputs, size) from error
+            if new.module.code != first.module.code or new.outputs != first.outputs:
+                raise _specialized(where, dim, broken[0], inputs, size)
+            traces.append(new)
+
+
+def _specialized(
+    where: str, dim: str, broken: Assumption | None, inputs: Inputs, size: int | None = None
+) -> SpecializationError:
+    """What fixed a dimension, where, and what to do."""
+    name, axis = next((name, axis) for name, dims in inputs.dims.items() for axis, d in dims.items() if d == dim)
+    which = f"dimension {axis} ({dim!r}) of the input {name!r}"
+    if broken and broken.own and not broken.expression.func.__name__ == "Equality":
+        what = f"the function branches on {which}"
+    elif size is None:
+        what = f"{which} becomes a fixed number"
+    else:
+        what = f"the function is another one where {which} is {size}"
+    also = "" if size is None else f"add {size} to check_sizes, since sizes that are run need no proof; "
+    operation = f" in {broken.operation}" if broken and broken.operation else ""
+    place = f", at {broken.place}" if broken and broken.place else ""
+    return SpecializationError(
+        f"{where}: {what}{operation}{place}. Remedy: {also}no int(), float(), math function, Python branch or loop on "
+        f"x.shape[{axis}]; if this is inside vmap, some operations need a number there: index with a one-hot mask "
+        "instead of labels (cross_entropy, gather), run the members of an ensemble in a loop and torch.stack the "
+        "results; or leave the dimension out of `dynamic`, and export a file for each size"
+    )
+
+
+def _explained(where: str, error: Exception, sizes: Mapping[str, int]) -> ExportError:
+    """The error of a trace, as one that says what to change."""
+    place = _place(error)
+    if isinstance(error, ExportError):
+        return error
+    if isinstance(error, (DataDependentOutputException, GuardOnDataDependentSymNode)):
+        return ControlFlowError(
+            f"{where}: the function looks at the numbers in a tensor{place} ({_brief(error)}): `if`, `.item()`, "
+            "`float()`, `int()` or indexing by a 0-d tensor. Write branches with torch.where, indexing with "
+            "index_select or gather"
+        )
+    if isinstance(error, DynamicOutputShapeException):
+        return ControlFlowError(
+            f"{where}: the shape of a result depends on the numbers in a tensor{place} ({_brief(error)}), as those of "
+            "x[mask], nonzero and unique do. Keep the shape and multiply by the mask, or use torch.where"
+        )
+    if isinstance(error, UnsupportedOperatorException):
+        return UnsupportedOpError(
+            f"{where}: {_brief(error)}{place} cannot be computed without numbers; write it with other operations"
+        )
+    if "convert all Tensors to FakeTensors" in str(error):
+        found = str(error).split("Found in ")[-1]
+        return CapturedTensorError(
+            f"{where}: the function uses a tensor that is none of its arguments{place}: {found}; pass it as an "
+            "argument, and put it into the example (parameters, state, anchors and masks are inputs of the file)"
+        )
+    if "dynamo-optimized" in str(error):
+        return UnsupportedOpError(
+            f"{where}: the function has been compiled by torch.compile{place}; export the one that was compiled "
+            "(ensemble(init, step, compiled=False))"
+        )
+    names = ", ".join(f"{dim}={size}" for dim, size in sizes.items())
+    return ExportError(
+        f"{where}: the function fails on tensors without numbers{place}{f' at {names}' if names else ''}: "
+        f"{type(error).__name__}: {_brief(error)}. It must be made of PyTorch operations, and work at every size of "
+        "the dimensions in `dynamic`, each of which must be named in all inputs that have it"
+    )
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def _place(error: Exception) -> str:
+    """The last line of the function's own code that an error passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+    return f", at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""

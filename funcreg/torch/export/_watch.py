@@ -1,0 +1,97 @@
+"""Who fixes a size: the operation and the line of code behind every assumption that a trace makes about a symbol."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.overrides import TorchFunctionMode, resolve_name
+
+_TORCH = str(Path(torch.__file__).parent)
+LIBRARIES = (_TORCH, str(Path(__file__).parent.parent.parent), "<")
+# What stands between a branch on a size and `evaluate_expr`.
+_SYMBOLS = (f"{_TORCH}/fx/", f"{_TORCH}/__init__.py", f"{_TORCH}/utils/_stats.py", __file__)
+
+
+class Assumption(NamedTuple):
+    """What a trace took for granted about sizes, such as `batch >= 16`."""
+
+    expression: Any  # sympy
+    operation: str  # of PyTorch, in which it was made; empty if unknown
+    place: str  # in the function's own code; empty if unknown
+    own: bool  # made by the function's own code, in a Python branch
+
+
+class WatchedShapeEnv(ShapeEnv):
+    """A shape environment that remembers where its guards come from."""
+
+    def __init__(self, calls: list[Any]) -> None:
+        # no numbers: what would need them (item, nonzero) is an error, not a new symbol
+        super().__init__(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+        self.calls = calls
+        self.assumptions: list[Assumption] = []
+
+    def evaluate_expr(self, *args: Any, **kwargs: Any) -> Any:
+        before = len(self.guards)
+        result = super().evaluate_expr(*args, **kwargs)
+        for guard in self.guards[before:]:
+            own = not _frames()[0].f_code.co_filename.startswith(_TORCH)
+            self.assumptions.append(Assumption(guard.expr, "" if own else self._operation(), place(), own))
+        return result
+
+    def _operation(self) -> str:
+        backward = torch._C._current_autograd_node()
+        if backward is not None:
+            return f"the derivative {backward.name()}"
+        return next((name for name in map(resolve_name, reversed(self.calls)) if name), "")
+
+
+class Watch(TorchFunctionMode):
+    """The PyTorch functions that are being called."""
+
+    def __init__(self, calls: list[Any]) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        self.calls.append(func)
+        try:
+            if func is torch.nn.functional.linear:
+                return _linear(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.calls.pop()
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, which under grad fixes the leading sizes of contiguous inputs with three or more
+    axes: it then computes just this, in C++ that knows no symbols."""
+    if bias is None or input.ndim < 3 or not input.is_contiguous():
+        return torch.nn.functional.linear(input, weight, bias)
+    flat = torch.nn.functional.linear(input.flatten(0, -2), weight, bias)
+    return flat.reshape(*input.shape[:-1], flat.shape[-1])
+
+
+def place() -> str:
+    """The line of the function's own code that is being run."""
+    own = [frame for frame in _frames() if not frame.f_code.co_filename.startswith(LIBRARIES)]
+    return f"{own[0].f_code.co_filename}:{own[0].f_lineno}" if own else ""
+
+
+def _frames() -> list[FrameType]:
+    """The calls that led here, the innermost first, without those of symbolic sizes."""
+    frames = []
+    frame = sys._getframe()
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_SYMBOLS):
+            frames.append(frame)
+        frame = frame.f_back
+    return frames

@@ -1,0 +1,175 @@
+"""Exported functions return the bits of the Python ones, at sizes that were neither traced nor checked."""
+
+import doctest
+import importlib
+
+import pytest
+import torch
+
+import export_cases
+import funcreg.torch as fr
+from export_cases import same_bits
+from funcreg.torch.export._inputs import flatten_outputs, take_apart
+
+pytestmark = pytest.mark.usefixtures("fresh_process")
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """Every case is exported once."""
+    folder = tmp_path_factory.mktemp("exports")
+    done = {}
+
+    def get(name):
+        if name not in done:
+            case = export_cases.case(name)
+            path = folder / f"{name}.pt"
+            report = fr.export.export_step(
+                case.function, case.example, path, dynamic=case.dynamic, outputs=case.outputs
+            )
+            done[name] = case, report, fr.export.load_exported(path, trusted=True)
+        return done[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", export_cases.CASES)
+def test_case(exports, name):
+    case, report, exported = exports(name)
+    inputs = take_apart("test", case.example, case.dynamic)
+    method = report.manifest.methods["forward"]
+    dims = sorted(set(inputs.sizes))
+    # the example's sizes, all others of every dimension, with two dimensions also in turn, and for a state once more
+    state = [name for name in method.inputs if name in method.outputs]
+    cases = 1 + 4 * len(dims) + bool(state)
+    assert report.manifest.cases[1]["carried"] == state and report.manifest.cases[0]["carried"] == []
+    assert report.bitwise and report.compared == cases * len(method.outputs)
+    assert list(report.manifest.sizes) == dims
+    for sizes in ({dim: 11 + 2 * k for k, dim in enumerate(dims)}, dict.fromkeys(dims, 1), dict.fromkeys(dims, 37)):
+        given = inputs.resized(sizes)
+        arguments = inputs.rebuild([x.clone() for x in given.values()])
+        expected = flatten_outputs("test", case.function(*arguments.values()), case.outputs)
+        got = exported(given)
+        assert got.keys() == expected.keys() == method.outputs.keys()
+        for key in expected:
+            assert same_bits(got[key], expected[key]), (sizes, key)
+
+
+def test_two_hundred_steps_with_changing_batch_sizes(exports):
+    case, _, exported = exports("prox_adam")
+    rows = {size: (torch.randn(size, 4), torch.randn(size, 3)) for size in (8, 13, 32, 1)}
+    hyper = {**case.example["hyper"], "lam": torch.tensor(0.05)}
+    state = case.example["state"]
+    inputs = take_apart("test", {"state": state}, {}).tensors
+    zeros = 0
+    for i in range(200):
+        x, y = rows[(8, 13, 32, 1)[i % 4]]
+        state, metrics = case.function(state, hyper, x, y)
+        outputs = exported({**inputs, "hyper": hyper, "x": x, "y": y})
+        inputs = {name: value for name, value in outputs.items() if name.startswith("state.")}
+        expected = flatten_outputs("test", (state, metrics), ("state", "metrics"))
+        assert all(same_bits(outputs[name], expected[name]) for name in expected)
+        zeros = sum(int((p == 0).sum()) for p in state.params.values())
+    assert state.opt_state.count == 200
+    assert 5 < zeros < 51  # the penalty did something, and not everything
+
+
+def test_outputs_can_be_fed_back(exports):
+    """The names of a state are the same on both sides, with the same dtypes and shapes."""
+    _, report, _ = exports("convnet")
+    method = report.manifest.methods["forward"]
+    states = [name for name in method.inputs if name.startswith("state.")]
+    assert "state.extra.norm.running_mean" in states
+    for name in states:
+        assert method.outputs[name] == method.inputs[name]
+
+
+def test_inputs_are_not_changed(exports):
+    case, _, exported = exports("convnet")
+    inputs = take_apart("test", case.example, case.dynamic).tensors
+    before = {name: x.clone() for name, x in inputs.items()}
+    exported(inputs)
+    assert all(same_bits(inputs[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["prox_adam", "cross_entropy", "private", "convnet", "attention"])
+def test_no_device_is_in_the_file(exports, name):
+    """A file made on the CPU computes where its inputs are; without an accelerator, on tensors without numbers."""
+    case, _, exported = exports(name)
+    inputs = take_apart("test", case.example, case.dynamic).tensors
+    module = exported.module
+    got = module({name: x.to("meta") for name, x in inputs.items()})
+    for key, spec in exported.manifest.methods["forward"].outputs.items():
+        assert got[key].device.type == "meta" and list(got[key].shape) == [{"batch": 8}.get(n, n) for n in spec.shape]
+
+
+def test_arguments_go_to_parameters_of_their_names(tmp_path):
+    """In any order; what has no parameter goes to `*args`, and `torch.func.grad` takes arguments by position only."""
+
+    def fn(a, /, b, *rest, scale, shift=None):
+        return (a - b) * scale + rest[0] / rest[1] + (0 if shift is None else shift)
+
+    given = dict(zip("scale b x a y".split(), torch.arange(1.0, 6.0), strict=True))
+    fr.export.export_step(fn, given, tmp_path / "a.pt", dynamic={})
+    got = fr.export.load_exported(tmp_path / "a.pt", trusted=True)(given)
+    assert got == {"output": torch.tensor((4 - 2) * 1 + 3 / 5)}
+    gradient = torch.func.grad(lambda w, x: (w * x).sum())
+    example = {"x": torch.tensor([1.0, 2.0]), "w": torch.tensor([3.0, 4.0])}
+    fr.export.export_step(gradient, example, tmp_path / "b.pt", dynamic={})
+    assert fr.export.load_exported(tmp_path / "b.pt", trusted=True)(example)["output"].tolist() == [1, 2]
+
+
+def test_inputs_in_other_layouts(tmp_path):
+    """A graph may hold the strides of its example; the file makes its inputs contiguous."""
+
+    def fn(x):
+        new = x * 2
+        views = {"strided": x.as_strided((2, 2), (1, 2)), "same": x, "row": x[0], "turned": x.t()}
+        return {**views, "new": new, "new_row": new[0]}
+
+    fr.export.export_step(fn, {"x": torch.randn(3, 4)}, tmp_path / "s.pt", dynamic={"x": {0: "rows"}})
+    exported = fr.export.load_exported(tmp_path / "s.pt", trusted=True)
+    x = torch.randn(4, 6).t()[1:]
+    got = exported({"x": x})
+    assert {name: list(spec.shape) for name, spec in exported.manifest.methods["forward"].outputs.items()} == {
+        "strided": [2, 2],
+        "same": ["rows", 4],
+        "row": [4],
+        "turned": [4, "rows"],
+        "new": ["rows", 4],
+        "new_row": [4],
+    }
+    for name, expected in fn(x.contiguous()).items():
+        assert same_bits(got[name], expected) and got[name].is_contiguous()
+    x = x.contiguous()
+    memory = [tensor.untyped_storage().data_ptr() for tensor in (x, *exported({"x": x}).values())]
+    assert len(set(memory)) == 7  # nothing is a view of anything
+
+
+def test_values_that_are_hard_to_write_down(tmp_path):
+    """Constants, empty lists, infinities, and an input whose batch is empty if that was checked."""
+
+    def fn(x, y):
+        return {
+            "constant": x * torch.tensor([0.1, float("inf"), -0.0]),
+            "infinite": torch.where(y > 1, float("-inf"), x.sum(-1)),
+            "nan": x.sum(-1) * float("nan"),
+            "scalar": x.sum([]) if x.shape[1] == 0 else x.sum(),
+            "full": torch.full([], 0.1) + torch.zeros(x.shape[0], dtype=torch.float64),
+            "size": x.new_ones(()) * x.shape[0] ** 0.5 / (x.shape[0] // 2 + 1),
+            "index": x[:, torch.tensor([2, 0])],
+            "bool": y > 0,
+            "half": x.bfloat16(),
+        }
+
+    example = {"x": torch.randn(5, 3), "y": torch.arange(5)}
+    dynamic = {"x": {0: "n"}, "y": {-1: "n"}}
+    report = fr.export.export_step(fn, example, tmp_path / "h.pt", dynamic=dynamic, check_sizes=(0, 1, 2, 9))
+    assert report.bitwise and report.compared == 5 * 9
+    assert report.manifest.sizes == {"n": {"refused": []}}
+
+
+@pytest.mark.parametrize("module", ["_step", "_penalty", "_load"])
+def test_docstring_examples(module):
+    result = doctest.testmod(importlib.import_module(f"funcreg.torch.export.{module}"))
+    assert result.failed == 0 and result.attempted > 3
