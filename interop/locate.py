@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import nn
 
-from . import _locate_inputs, _locate_pieces, _locate_runs
 from .arrays import outside_compilation
 from .location import Location
 from .pair import Pair
@@ -71,6 +70,8 @@ def locate(
         >>> print(location.verdict, location.direction, location.where)
         semantic forward between `0` and `2`
     """
+    from . import _locate_inputs, _locate_pieces, _locate_runs  # they import flax
+
     _locate_inputs.check_arguments(net, flax_model, pair)
     runs = _locate_runs.Runs(net, flax_model, pair, inputs, torch_call, flax_call)
     return _locate_pieces.judged(runs)
