@@ -9,6 +9,9 @@ one's own. `check` and `check_training` say whether two sides agree, `check_prob
 It needs both frameworks and flax (`pip install 'funcreg[all]'`); each wing alone does without it.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from . import hints as hints
 from . import rules as rules
 from .arrays import to_jax as to_jax
@@ -28,4 +31,13 @@ from .report import Report as Report
 from .training import check_training as check_training
 from .verdict import Verdict as Verdict
 
+if TYPE_CHECKING:
+    from . import testing as testing
+
 PART_OF = "funcreg"  # the marker by which `funcreg.interop` tells this package from another of the same name
+
+
+def __getattr__(name: str) -> Any:
+    if name == "testing":  # imported when it is asked for: pytest rewrites the assertions of a plugin not imported yet
+        return import_module("interop.testing")
+    raise AttributeError(f"module 'interop' has no attribute {name!r}")

@@ -55,6 +55,30 @@ def test_interop_is_an_alias_that_imports_both_frameworks_when_it_is_used():
     loaded("from funcreg.interop import to_jax; import funcreg.interop, interop; assert funcreg.interop is interop")
 
 
+def test_the_modules_under_the_alias_are_those_of_interop():
+    """Second copies have classes of their own and a registry in which nobody looks."""
+    loaded("""
+from funcreg.interop.testing import assert_parity
+from funcreg.interop.rules import register
+import funcreg.interop.match, funcreg.interop.locate, funcreg.interop.optimizers.schedules
+from funcreg import interop
+import interop.rules, interop.testing
+assert register is interop.rules.register and assert_parity is interop.testing.assert_parity
+assert callable(interop.match) and callable(interop.locate)
+twice = [name for name in sys.modules if name.startswith("interop.") and f"funcreg.{name}" in sys.modules]
+assert len(twice) > 10 and all(sys.modules[name] is sys.modules[f"funcreg.{name}"] for name in twice)
+try:
+    import funcreg.interop.nothing
+except ModuleNotFoundError as error:
+    assert error.name == "interop.nothing"
+""")
+
+
+def test_interop_testing_is_there_without_an_import_of_its_own():
+    loaded("from funcreg import interop; assert 'interop.testing' not in sys.modules; interop.testing.assert_parity")
+    loaded("import interop; assert interop.testing.assert_parity and not hasattr(interop, 'tests')")
+
+
 @pytest.mark.parametrize("form", ["package", "module", "folder"])
 def test_another_package_called_interop_is_told_from_ours(form, tmp_path):
     """One exists on the package index; a folder without `__init__.py` is a package as well."""

@@ -1003,12 +1003,15 @@ def test_a_penalty_on_a_parameter_that_jax_holds_in_pieces_is_refused():
     pair = interop.match(net, {"attention": nnx.to_pure_dict(nnx.state(model, nnx.Param))})
     optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
     handle = fr.attach(optimizer, net, fr.l1(0.1).on("*in_proj_weight"))
-    with pytest.raises(
-        ValueError, match="acts on 'attention.in_proj_weight', which the JAX side holds as .*query.kernel"
-    ):
+    refused = "acts on 'attention.in_proj_weight', of which the JAX side holds the first as .*query.kernel"
+    with pytest.raises(ValueError, match=refused):
         pair.optimizer_to_jax(optimizer)
-    handle.remove()
+    handle.penalty = fr.l1(0.1)
+    with pytest.raises(ValueError, match=r"'attention.in_proj_bias', .*query.(kernel|bias)") as error:
+        pair.optimizer_to_jax(optimizer)
+    exec(str(error.value).rsplit(": leave these out, ", 1)[1], {"handle": handle})
     pair.optimizer_to_jax(optimizer)
+    assert {name for name, _ in handle._bound.values()} == {"attention.out_proj.weight", "attention.out_proj.bias"}
 
 
 def test_a_packed_parameter_crosses_in_pieces_and_must_come_back_whole(x64):

@@ -76,6 +76,12 @@ def test_what_is_not_public_begins_with_an_underscore(wing):
     assert {name for name in vars(wing.fr) if not name.startswith("_")} - packages == set(public(wing)) - packages
 
 
+@each_wing
+def test_help_of_a_wing_names_all_that_is_public(wing):
+    """`help` lists nothing that is defined in another file."""
+    assert set(public(wing)) <= set(re.findall(r"\w+", doc(wing.fr)))
+
+
 @pytest.mark.parametrize("name", COMMON)
 def test_same_parameters_and_defaults(name):
     ours, theirs = public(TORCH)[name], public(JAX)[name]

@@ -1,4 +1,25 @@
-"""funcreg for JAX: penalties as pure functions, and the transformations that train with them."""
+"""funcreg for JAX: penalties as pure functions, and the transformations that train with them.
+
+In a training loop:
+
+    prox_adam, prox_sgd       transformations with a proximal step: exact zeros
+    penalize                  the penalty in the loss
+    add_penalty_gradient      decay, decoupled or coupled, in a chain of transformations
+    train_step, run           a pure training step; many of them, stopped and resumed
+    ensemble, stack, unstack  many members as one step
+    per_example, per_example_norms, clip_per_example
+                              gradients of single examples
+    summary, params, to_flat, from_flat
+                              exact zeros leaf by leaf; parameters and states by name
+
+Penalties: l1, l2, elastic_net, group_lasso, sparse_group_lasso, non_negative, custom; sums of them; layerwise,
+anchored; `penalty.on(selector)` with a glob or a role (weights, biases, norms).
+
+Modules: `export` (training steps as files, by `jax.export`), `functional` (values, gradients and prox of one array).
+
+`help` of a name says the rest. What these functions take and return: Penalty, TrainState, Run, Parts, Summary;
+what they raise: NoProxError, NoGradError, Interrupted.
+"""
 
 # bookkeeping: combinators, selectors, errors
 from .._penalty import NoGradError as NoGradError

@@ -135,11 +135,11 @@ def _scalar(key: str, x: Any) -> Any:
 
 def _refuse_split(pair: Any, names: list[str]) -> None:
     """The metric of Adam and RMSprop has a mean over the parameter, which is not one over its pieces."""
-    for link in pair.links:
-        if (len(link.torch), len(link.jax)) != (1, 1):
-            for name in set(names).intersection(link.torch):
-                raise ValueError(
-                    f"{_WHERE}: the attached penalty acts on {name!r}, which the JAX side holds as "
-                    f"{', '.join(link.jax)}; its proximal step needs the parameter as a whole: handle.remove() it, or "
-                    "leave the parameter out by a selector"
-                )
+    split = {name: link.jax for link in pair.links if (len(link.torch), len(link.jax)) != (1, 1) for name in link.torch}
+    refused = [name for name in dict.fromkeys(names) if name in split]
+    if refused:
+        raise ValueError(
+            f"{_WHERE}: the attached penalty acts on {', '.join(map(repr, refused))}, of which the JAX side holds the "
+            f"first as {', '.join(split[refused[0]])}; its proximal step needs a parameter as a whole: leave these "
+            f"out, handle.penalty = handle.penalty.on({[f'!{name}' for name in refused]})"
+        )
