@@ -150,6 +150,7 @@ def judged(name: str, ours: Results, theirs: Results, in64: Found | None, in32: 
                 size32=in32.size if in32 else None,
                 difference32=in32.errors.absolute if in32 else None,
                 drift32=drift,
+                exact=all(_kind(dtype) in ("bool", "integer") for dtype in in64.dtypes),
             )
         )
         verdict = judgement.verdict

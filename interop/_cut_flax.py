@@ -50,6 +50,7 @@ class Model:
             copied = nnx.clone(module)
             for path, child in _modules(copied):
                 setattr(child, _PATH, path)
+                _release(child)
             self.graph, self.state = nnx.split(copied)
             self.classes = {type(child) for _, child in _modules(copied)}
 
@@ -90,6 +91,12 @@ class Model:
     def precision(self, bits: int) -> Iterator[None]:
         with SIDE.precision(bits), jax.disable_jit(self.opened):
             yield
+
+
+def _release(module: nnx.Module) -> None:
+    """`nnx.Embed` keeps the precision its parameters had when it was made, and rounds to it in float64 as well."""
+    if isinstance(module, nnx.Embed) and module.dtype == module.param_dtype == jnp.float32:
+        module.dtype = None
 
 
 class _Layers:

@@ -45,12 +45,15 @@ class Comparison(NamedTuple):
 def compare(a: Array, b: Array) -> Comparison:
     """Compare two arrays of one shape.
 
-    Integers and bools are compared as numbers, exactly up to 2**53, and count ulps as float64 does.
+    Integers and bools are compared as numbers, and count ulps as float64 does: different ones differ by 1 at least,
+    also beyond 2**53, where float64 does not hold all of them.
     """
     shape, size = a.shape, 0.0
     spacing = np.dtype(np.float32 if np.result_type(a, b) in (np.float32, np.complex64) else np.float64)
     both, alike, apart = (np.zeros(a.size, bool) for _ in range(3))
     absolute = ulp = 0.0
+    if a.dtype.kind in "biu" and b.dtype.kind in "biu" and bool((a != b).any()):
+        absolute = 1.0
     for at, x, y in _blocks(a, b):
         with np.errstate(over="ignore", invalid="ignore"):  # huge numbers of opposite signs: infinitely apart
             difference, sizes = np.abs(x - y), np.maximum(np.abs(x), np.abs(y))

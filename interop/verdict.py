@@ -16,8 +16,10 @@ They err in different places. Noise of float32 hides a small fault from the firs
 float32 has no digits left. The second cannot see rounding errors that do not follow the inputs: those of `1 - cos(x)`
 at small x, of computations on constants, of inputs that are zeros or integers. There float32 speaks against it: a
 difference that is no larger than a side's own drift from float32 to float64, scaled down by 2**29, is no evidence of a
-fault. A rule has no opinion where its measurement means nothing; where the two contradict each other, or neither has
-an opinion, the verdict is inconclusive.
+fault; and where float32 has no digits left although the inputs' ulps move nothing, it is not their ulps that matter.
+Neither sees that a result jumps, as those of `floor` do, where its argument is rounded to the other side: what a side
+does by itself, both with an ulp and in float32, is no evidence either. A rule has no opinion where its measurement
+means nothing; where the two contradict each other, or neither has an opinion, the verdict is inconclusive.
 
 What stays hidden: a fault that the inputs do not excite; one below `FLOOR`; one that float32's noise exceeds by more
 than `1 / RATIO_ROUNDING`; one smaller than what the function does to an ulp of its inputs.
@@ -26,6 +28,7 @@ The thresholds were chosen on one half of the corpus and on the pairs that are m
 the other half is held out, and the test suite judges each by itself.
 """
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -58,6 +61,16 @@ EXCESS_SEMANTIC = 1e4
 SCALED_DRIFT = 1e2
 # Where an ulp moves a result that much, float64 has no digits to compare either, or there is a jump: no opinion.
 LOST64 = 1e-3
+# Where float32 has no digits left, an ulp should move float64 by 2**-29 of the drift. Where it does by less than this
+# part of that, rounding errors do not follow the inputs: no fault by that rule. `1 - cos(x)`: 5e-7; a matrix of
+# Hilbert: from 0.05 up.
+FOLLOWS = 1e-3
+# A difference of up to so many of the jumps that a side makes by itself is put down to them.
+JUMP = 2.0
+JUMPS = (
+    "the result jumps: an ulp in the inputs, and float32, move one side alone by as much as the sides differ; choose "
+    "inputs that are not on the edge, or compare what is rounded before it is"
+)
 
 
 class Verdict(StrEnum):
@@ -78,6 +91,7 @@ class Evidence(NamedTuple):
         size32: of the results in float32; None without a float32 run, as the next two.
         difference32: between the sides in float32.
         drift32: between float32 and float64 of one and the same side, the larger of the two.
+        exact: these are integers or bools, which are not rounded: there is no floor below which nothing is told.
     """
 
     size: float
@@ -86,6 +100,7 @@ class Evidence(NamedTuple):
     size32: float | None = None
     difference32: float | None = None
     drift32: float | None = None
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,9 @@ def judge(evidence: Evidence) -> Judgement:
     first, second = by_precision(evidence), by_conditioning(evidence)
     ratio, excess = ratio_of(evidence), excess_of(evidence)
     said = {opinion for opinion in (first, second) if opinion is not None}
-    if len(said) == 1:
+    if _jumps(evidence):
+        verdict, reason = Verdict.INCONCLUSIVE, JUMPS
+    elif len(said) == 1:
         verdict, reason = said.pop(), ""
     else:
         verdict, reason = Verdict.INCONCLUSIVE, _why_not(evidence, first, second, ratio, excess)
@@ -142,7 +159,7 @@ def judge(evidence: Evidence) -> Judgement:
 def by_precision(evidence: Evidence) -> Verdict | None:
     """What becomes of the difference when the precision grows: it shrinks with it (rounding) or stays (semantic)."""
     ratio = ratio_of(evidence)
-    if evidence.difference64 <= FLOOR * evidence.size:
+    if evidence.difference64 <= _floor(evidence):
         return Verdict.ROUNDING
     if ratio is None or evidence.drift32 is None:
         return None
@@ -153,13 +170,26 @@ def by_precision(evidence: Evidence) -> Verdict | None:
 
 def by_conditioning(evidence: Evidence) -> Verdict | None:
     """Whether each side's own reaction to an ulp in its inputs accounts for the difference in float64."""
-    if evidence.difference64 <= FLOOR * evidence.size:
+    if evidence.difference64 <= _floor(evidence):
         return Verdict.ROUNDING
     if evidence.noise64 > LOST64 * max(evidence.size, evidence.size32 or 0.0):
         return None
     opinion = _between(excess_of(evidence), EXCESS_ROUNDING, EXCESS_SEMANTIC)
-    by_drift = SCALED_DRIFT * 2.0**-29 * (evidence.drift32 or 0.0)
-    return None if opinion is Verdict.SEMANTIC and evidence.difference64 <= by_drift else opinion
+    scaled = 2.0**-29 * (evidence.drift32 or 0.0)
+    follows = scaled <= LOST32 * 2.0**-29 * evidence.size or evidence.noise64 >= FOLLOWS * scaled
+    explained = evidence.difference64 <= SCALED_DRIFT * scaled or not follows
+    return None if opinion is Verdict.SEMANTIC and explained else opinion
+
+
+def _floor(evidence: Evidence) -> float:
+    return 0.0 if evidence.exact else FLOOR * evidence.size
+
+
+def _jumps(evidence: Evidence) -> bool:
+    """Whether one side alone moves by the difference both with an ulp in its inputs and from float32 to float64."""
+    alone = min(evidence.noise64, evidence.drift32 or 0.0)
+    lost = evidence.noise64 > LOST64 * max(evidence.size, evidence.size32 or 0.0)
+    return evidence.difference64 > _floor(evidence) and lost and evidence.difference64 <= JUMP * alone
 
 
 def ratio_of(evidence: Evidence) -> float | None:
@@ -167,13 +197,15 @@ def ratio_of(evidence: Evidence) -> float | None:
         return None
     if evidence.difference64 == 0:
         return 0.0
-    return evidence.difference64 / max(evidence.difference32, RESOLVED32 * evidence.size)
+    in32 = evidence.difference32 if evidence.exact else max(evidence.difference32, RESOLVED32 * evidence.size)
+    return evidence.difference64 / in32 if in32 else math.inf
 
 
 def excess_of(evidence: Evidence) -> float:
     if evidence.difference64 == 0:
         return 0.0
-    return evidence.difference64 / max(evidence.noise64, EPS64 * evidence.size)
+    own = evidence.noise64 if evidence.exact else max(evidence.noise64, EPS64 * evidence.size)
+    return evidence.difference64 / own if own else math.inf
 
 
 def _between(x: float, rounding: float, semantic: float) -> Verdict | None:

@@ -3,6 +3,7 @@
 import doctest
 import json
 import sys
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -183,6 +184,26 @@ def test_a_hard_coded_dtype_is_inconclusive():
     assert "dtype is hard-coded" in found.reasons[0]
     worse = located(Two(), TwoNNX(doubled, dtype=jnp.float32), X)  # what is sure comes before what is not
     assert (worse.verdict, worse.where, worse.direction) == ("semantic", "between `a` and `b`", "gradient")
+
+
+class Embedded(nnx.Module):
+    def __init__(self):
+        self.embed = nnx.Embed(5, WIDTH, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(WIDTH, 2, rngs=nnx.Rngs(1))
+
+    def __call__(self, tokens):
+        return self.head(self.embed(tokens))
+
+
+def test_an_embedding_of_nnx_is_run_in_float64():
+    net = nn.Sequential(OrderedDict(embed=nn.Embedding(5, WIDTH), head=nn.Linear(WIDTH, 2)))
+    model = Embedded()
+    pair = interop.match(net, model)
+    nnx.update(model, pair.to_jax(net))
+    assert interop.locate(net, model, pair, np.array([[0, 3, 4]])).verdict == "rounding"
+    assert model.embed.dtype == jnp.float32
+    model.embed.embedding[...] = model.embed.embedding[...].at[3].add(1e-3)
+    assert interop.locate(net, model, pair, np.array([[0, 3, 4]])).where == "inside `embed`"
 
 
 def test_randomness_is_inconclusive_and_named():

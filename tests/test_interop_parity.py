@@ -112,10 +112,16 @@ CASES = {  # evidence: by_precision, by_conditioning, both
         ROUNDING,
     ),
     "float32 without a digit, float64 differs": (
-        AGREE._replace(difference64=1e-5, noise64=1e-15, difference32=1.0, drift32=1.0),
+        AGREE._replace(difference64=1e-5, noise64=1e-11, difference32=1.0, drift32=1.0),
         None,
         SEMANTIC,
         SEMANTIC,
+    ),
+    "the same, and the inputs' ulps do not show it": (
+        AGREE._replace(difference64=1e-5, noise64=1e-15, difference32=1.0, drift32=1.0),
+        None,
+        None,
+        INCONCLUSIVE,
     ),
     "chaos has reached float64": (
         AGREE._replace(difference64=0.5, noise64=0.5, difference32=1.0, drift32=1.0),
@@ -124,6 +130,18 @@ CASES = {  # evidence: by_precision, by_conditioning, both
         INCONCLUSIVE,
     ),
     "a jump at the inputs": (AGREE._replace(difference64=1.0, noise64=1.0, difference32=1.0), SEMANTIC, None, SEMANTIC),
+    "a jump at the inputs, and in float32": (
+        Evidence(59.0, 1.0, 1.0, size32=59.0, difference32=1.0, drift32=1.0),
+        SEMANTIC,
+        None,
+        INCONCLUSIVE,
+    ),
+    "integers": (
+        Evidence(1e14, 1.0, 0.0, size32=1e14, difference32=1.0, drift32=0.0, exact=True),
+        SEMANTIC,
+        SEMANTIC,
+        SEMANTIC,
+    ),
     "a zero of rounding errors": (
         Evidence(1e-17, 1e-17, 5e-18, size32=1e-8, difference32=1e-8, drift32=1e-8),
         None,
@@ -471,6 +489,53 @@ def test_a_hard_coded_float32_is_named_and_not_taken_for_a_fault():
     assert found is INCONCLUSIVE and "PyTorch computes in bfloat16 (_to_copy)" in why
     # a difference that float32 does not account for is a fault all the same
     assert interop.check(lambda x: x / 3, lambda x: inside(x) * 1.001, X).verdict is SEMANTIC
+
+
+TENTHS = np.arange(1, 10, dtype=np.float32) / 10
+TABLE = torch.tensor(TENTHS)
+
+
+@pytest.mark.parametrize(
+    ("side", "torch_fn", "jax_fn"),
+    [
+        ("PyTorch", lambda x: x * np.float32(0.1), lambda x: x * 0.1),
+        ("PyTorch", lambda x: x * TABLE, lambda x: x * (jnp.arange(1.0, 10) / 10)),
+        ("JAX", lambda x: x * 0.1, jax.jit(lambda x: x * np.float32(0.1))),
+        ("JAX", lambda x: x * torch.arange(1.0, 10) / 10, jax.jit(lambda x: x * TENTHS)),
+    ],
+)
+def test_a_constant_of_float32_is_named_and_not_taken_for_a_fault(side, torch_fn, jax_fn):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        report = interop.check(torch_fn, jax_fn, np.linspace(1, 2, 9))
+    assert report.verdict is INCONCLUSIVE
+    assert f"{side} computes in float32 (a constant" in report.leaves[0].reason
+
+
+def test_a_constant_of_few_digits_or_of_float64_excuses_nothing():
+    with jax.numpy_dtype_promotion("standard"):
+        report = interop.check(lambda x: x * 0.5 + 1e-7 * x.sin(), jax.jit(lambda x: x * np.float32(0.5)), TENTHS)
+    assert report.verdict is SEMANTIC
+    assert interop.check(lambda x: x * 3.14159265, lambda x: x * jnp.pi, TENTHS).verdict is SEMANTIC
+
+
+def test_no_difference_of_integers_is_rounding():
+    numbers = np.array([1, 2, 10**9])
+    assert interop.check(lambda n: n + (n > 5), lambda n: n, numbers).verdict is SEMANTIC
+    with jax.enable_x64(True):
+        big = np.array([2**53, 7])
+        assert compare(big, big + np.array([1, 0])).errors.absolute == 1
+
+
+def test_jumps_by_rounding_are_no_fault_and_said():
+    report = interop.check(lambda x: (x / 0.1).floor(), lambda x: jnp.floor(x * 10), np.arange(1, 60) / 10)
+    assert report.verdict is INCONCLUSIVE and "the result jumps" in report.leaves[0].reason
+    assert interop.check(torch.round, lambda x: jnp.floor(x + 0.5), np.arange(-4, 4) + 0.5).verdict is SEMANTIC
+
+
+def test_errors_that_the_inputs_do_not_show_are_no_fault_where_float32_has_no_digits():
+    x = np.linspace(1e-6, 1e-5, 9)
+    report = interop.check(lambda x: (1 - torch.cos(x)) / x**2, lambda x: 2 * jnp.sin(x / 2) ** 2 / x**2, x)
+    assert report.verdict is INCONCLUSIVE
 
 
 @pytest.mark.parametrize(
