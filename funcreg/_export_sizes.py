@@ -2,6 +2,7 @@
 framework."""
 
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,12 +85,19 @@ def to_check(where: str, check_sizes: Sequence[int], least: int = 0) -> tuple[in
 
 
 def combinations(example: Sizes, check_sizes: Sequence[int]) -> list[Sizes]:
-    """Sizes of all dimensions: those of the example; every size for all; and different ones, in turn."""
+    """Sizes of all dimensions: those of the example; every size for all; and different ones, in turn.
+
+    And the sizes 0 and 1, special cases that tracing tells nothing of, of some dimensions with the example's of the
+    others.
+    """
     dims, n = list(example), len(check_sizes)
     cases = [dict(example)]
     if dims:
         cases += [dict.fromkeys(dims, size) for size in check_sizes]
         cases += [{dim: check_sizes[(i + k) % n] for k, dim in enumerate(dims)} for i in range(n)]
+        special = [size for size in (0, 1) if size in check_sizes]
+        choices = itertools.product(*([*special, example[dim]] for dim in dims))
+        cases += [dict(zip(dims, choice, strict=True)) for choice in choices]
     return [case for i, case in enumerate(cases) if case not in cases[:i]]
 
 
