@@ -115,9 +115,25 @@ class Manifest:
         try:
             given["methods"] = {name: _method(method) for name, method in given["methods"].items()}
             given["files"] = {kind: FileSpec(**file) for kind, file in given["files"].items()}
-            return cls(**given)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{where} is damaged: {error}; export the function again") from None
+            manifest = cls(**given)
+            manifest._check()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise IntegrityError(f"{where} is damaged: {error!r}; export the function again") from None
+        return manifest
+
+    def _check(self) -> None:
+        """Raise any error if an entry that is read later is missing or of another kind."""
+        [int(part) for part in self.framework_version.split(".")[:2]]
+        if not self.cases or "cases" not in self.files:
+            raise ValueError("no recorded cases")
+        for case in self.cases:
+            inputs = self.methods[case["method"]].inputs
+            dims = {dim for spec in inputs.values() for dim in spec.shape if isinstance(dim, str)}
+            if case["sizes"].keys() != dims or set(case["carried"]) - set(inputs):
+                raise ValueError(f"the case {case} does not fit the inputs of {case['method']}")
+        for dim in {dim for m in self.methods.values() for x in m.inputs.values() for dim in x.shape}:
+            if isinstance(dim, str):
+                list(self.sizes[dim]["refused"])
 
     def signature(self) -> str:
         """The part of the manifest that is also stored inside the file: what it takes and returns."""
@@ -147,7 +163,7 @@ def read(path: Path, beside: Path) -> Manifest:
     for needed in (path, beside):
         if not needed.is_file():
             raise FileNotFoundError(f"{needed} is not there; an exported file and its {SUFFIX} belong together")
-    return Manifest.from_json(beside.read_text(encoding="utf-8"), str(beside))
+    return Manifest.from_json(beside.read_text(encoding="utf-8", errors="replace"), str(beside))
 
 
 def checked_bytes(folder: Path, spec: FileSpec) -> bytes:
