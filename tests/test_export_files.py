@@ -410,3 +410,47 @@ def test_importing_the_wing_does_not_import_the_tracer():
     loaded = set(done.stdout.split())
     assert "funcreg.torch.export._step" in loaded
     assert not {"funcreg.torch.export._trace", "torch._dynamo", "sympy", "safetensors"} & loaded
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.update(cases=[]),
+        lambda manifest: manifest["cases"][0].pop("sizes"),
+        lambda manifest: manifest["cases"][1].pop("carried"),
+        lambda manifest: manifest["cases"][1].update(method="backward"),
+        lambda manifest: manifest["files"].pop("cases"),
+        lambda manifest: manifest.update(sizes={}),
+        lambda manifest: manifest.update(framework_version="2/13"),
+    ],
+)
+@pytest.mark.parametrize("read", [fr.export.verify_exported, lambda path: fr.export.load_exported(path, trusted=True)])
+def test_a_manifest_with_holes_is_refused(copy, change, read):
+    edit(copy, change)
+    with pytest.raises(fr.export.IntegrityError, match="is damaged: .*; export the function again"):
+        read(copy)
+
+
+def test_a_manifest_that_is_no_text_is_refused(copy):
+    beside = copy.with_name(copy.name + ".json")
+    beside.write_bytes(beside.read_bytes().replace(b"schema", b"sch\xa0ma", 1))
+    with pytest.raises(fr.export.IntegrityError, match="is not the manifest"):
+        fr.export.load_exported(copy, trusted=True)
+
+
+def test_exports_in_several_threads(tmp_path, fresh_process):
+    """Tracing replaces functions of PyTorch for the whole process, so that only one export traces at a time."""
+    failed = []
+
+    def work(i):
+        try:
+            export(tmp_path / f"{i}.pt", check_sizes=(2,))
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed

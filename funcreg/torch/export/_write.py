@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from ._inputs import DTYPES, Method, Tensors, dtype_name
 from ._report import report
 
 SUFFIXES = {"torchscript": ".pt", "pt2": ".pt2"}
+_TRACING = threading.Lock()  # a trace replaces functions of torch for the whole process
 
 
 def write(
@@ -38,8 +40,9 @@ def write(
     checked = to_check(where, check_sizes)
     file = target(where, path, SUFFIXES[formats[0]], overwrite)
     # first of all: what is wrong with a function itself is told by its own error
-    cases = _cases.record(methods, checked, feed_back=kind == "step")
-    traces = {key: _traced(where, method, checked) for key, method in methods.items()}
+    with _TRACING:
+        cases = _cases.record(methods, checked, feed_back=kind == "step")
+        traces = {key: _traced(where, method, checked) for key, method in methods.items()}
     specs = {key: _spec(methods[key], traces[key]) for key in methods}
     dims = dict.fromkeys(dim for method in methods.values() for dim in method.inputs.sizes)
     sizes = {dim: {"refused": [n for n in (0, 1) if n not in checked]} for dim in dims}
@@ -53,7 +56,8 @@ def write(
         if "pt2" in names:
             from ._pt2 import save_pt2
 
-            save_pt2(where, traces["forward"], methods["forward"].inputs, folder / names["pt2"])
+            with _TRACING:
+                save_pt2(where, traces["forward"], methods["forward"].inputs, folder / names["pt2"])
         (folder / names["cases"]).write_bytes(_cases.to_bytes(cases))
         manifest = replace(manifest, files={key: FileSpec.of(folder / name) for key, name in names.items()})
         beside = manifest_path(folder / file.name)
