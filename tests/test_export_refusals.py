@@ -48,6 +48,11 @@ def count_calls(x, calls=[0]):  # noqa: B006
     return x * calls[0]
 
 
+def double_all(tensors):
+    torch._foreach_mul_(tensors, 2.0)
+    return tensors
+
+
 def halve_until_small(x):
     while x.norm() > 1:
         x = x / 2
@@ -93,6 +98,7 @@ REFUSED = [
     ("write in a view", lambda x: (x[0].detach().mul_(2), x.sum())[1], "MutationError", "aten.mul_.Tensor writes"),
     ("write to out", lambda x: torch.add(x * 1, 1, out=x), "MutationError", "writes into the input 'x'"),
     ("custom operation", lambda x: double(x), "UnsupportedOpError", "funcreg_tests.double.default is not one of"),
+    ("lists", lambda x: double_all([x * 1]), "UnsupportedOpError", "_foreach_mul_.Scalar returns nothing, and Torch"),
     ("cond", lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)), "UnsupportedOpError", "torch.cond"),
     ("sparse", lambda x: x.to_sparse().to_dense(), "UnsupportedOpError", "cannot be computed without numbers"),
     ("device", lambda x: x.to("meta"), "BakedDeviceError", "puts a tensor on meta, and the inputs are on cpu"),
@@ -114,6 +120,20 @@ REFUSED = [
     ("the clock", lambda x: x * (time.perf_counter_ns() % 10007), "SelfCheckError", "reads a clock"),
     ("another kernel", lambda x: torch.linalg.svdvals(x.t() @ x), "SelfCheckError", "numbers differ, by"),
 ]
+
+
+@pytest.mark.parametrize("ones", [1, 2])
+def test_size_one_is_checked_in_every_dimension(ones, tmp_path):
+    """No trace knows of size 1: a branch on it, hidden in dimensions that are 1 while others are not, is run."""
+    dims = {axis: f"n{axis}" for axis in range(ones + 1)}
+    with pytest.raises(fr.export.SelfCheckError, match="n0=1"):
+        export(
+            lambda x: x if all(n == 1 for n in x.shape[:ones]) and x.shape[ones] > 1 else x * 2,
+            tmp_path,
+            {"x": dims},
+            {"x": torch.randn([4] * len(dims))},
+            check_sizes=(1,),
+        )
 
 
 @pytest.mark.parametrize("name, function, message", SPECIALIZED, ids=[row[0] for row in SPECIALIZED])

@@ -39,9 +39,10 @@ def test_case(exports, name):
     inputs = take_apart("test", case.example, case.dynamic)
     method = report.manifest.methods["forward"]
     dims = sorted(set(inputs.sizes))
-    # the example's sizes, all others of every dimension, with two dimensions also in turn, and for a state once more
+    # the example's sizes, all others of every dimension, with two dimensions also in turn and 1 for either of them, and
+    # for a state once more
     state = [name for name in method.inputs if name in method.outputs]
-    cases = 1 + 4 * len(dims) + bool(state)
+    cases = 1 + 4 * len(dims) + 2 * (len(dims) == 2) + bool(state)
     assert report.manifest.cases[1]["carried"] == state and report.manifest.cases[0]["carried"] == []
     assert report.bitwise and report.compared == cases * len(method.outputs)
     assert list(report.manifest.sizes) == dims
@@ -167,6 +168,74 @@ def test_values_that_are_hard_to_write_down(tmp_path):
     report = fr.export.export_step(fn, example, tmp_path / "h.pt", dynamic=dynamic, check_sizes=(0, 1, 2, 9))
     assert report.bitwise and report.compared == 5 * 9
     assert report.manifest.sizes == {"n": {"refused": []}}
+
+
+def test_powers_of_sizes(tmp_path):
+    """In TorchScript a power of two integers is a float, and -2 ** n is negative."""
+
+    def fn(x):
+        n = x.shape[0]
+        return {
+            "sign": x * (-2) ** n,
+            "whole": x.long() * n**2 + 3**n + (n - 5) ** 3,
+            "shape": x.new_zeros(n**2).sum() + x,
+            "float": x * n**1.5 + x * n**-1,
+        }
+
+    fr.export.export_step(
+        fn, {"x": torch.randn(7, 4)}, tmp_path / "f.pt", dynamic={"x": {0: "n"}}, check_sizes=(1, 3, 5)
+    )
+    exported = fr.export.load_exported(tmp_path / "f.pt", trusted=True)
+    for n in (2, 4, 9, 30):
+        x = 10 * torch.randn(n, 4)
+        got = exported({"x": x})
+        for name, expected in fn(x).items():
+            assert same_bits(got[name], expected), (n, name)
+
+
+def test_the_default_dtype_of_the_host_does_not_matter(tmp_path):
+    def fn(x):
+        return {
+            "new": torch.zeros(3) + torch.full((3,), 0.1),
+            "range": torch.arange(x.shape[0]) * 0.1,
+            "quotient": x.long() / 3,
+            "root": (x > 0).sum().sqrt(),
+            "mask": torch.where(x > 0, 0.1, 0.2),
+        }
+
+    x = torch.randn(5, 3)
+    files = tmp_path / "f.pt", tmp_path / "f.pt2"
+    fr.export.export_step(fn, {"x": x}, files[0], dynamic={"x": {0: "n"}}, formats=("torchscript", "pt2"))
+    for file in files:
+        exported = fr.export.load_exported(file, trusted=True)
+        expected = fn(x)
+        torch.set_default_dtype(torch.float64)
+        try:
+            got = exported({"x": x})
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert all(same_bits(got[name], expected[name]) for name in expected)
+
+
+def test_matrix_products_that_torchscript_would_reorder(tmp_path):
+    """Of `addmm` it makes two operations, and sums of products it computes as one."""
+
+    def fn(w, b, x):
+        y = torch.addmm(b, x, w)
+        return y, sum(x.mm(w * k).relu() for k in range(6)), sum(x.mm(w + k) for k in range(6))
+
+    torch.manual_seed(0)
+    example = {"w": torch.randn(4, 3), "b": torch.randn(3), "x": torch.randn(8, 4)}
+    assert fr.export.export_step(fn, example, tmp_path / "f.pt", dynamic={"x": {0: "n"}}).bitwise
+
+
+def test_an_assertion_on_numbers_is_one_in_the_file(tmp_path):
+    fr.export.export_step(
+        lambda x: torch.nn.functional.one_hot(x, 3), {"x": torch.arange(3)}, tmp_path / "f.pt", dynamic={"x": {0: "n"}}
+    )
+    exported = fr.export.load_exported(tmp_path / "f.pt", trusted=True)
+    with pytest.raises(Exception, match="Class values must be smaller than num_classes"):
+        exported({"x": torch.arange(4)})
 
 
 @pytest.mark.parametrize("module", ["_step", "_penalty", "_load"])

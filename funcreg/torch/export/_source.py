@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -55,8 +56,8 @@ _INFIX = {
     operator.floordiv: "//",
     operator.mod: "%",
     operator.truediv: "/",
-    operator.pow: "**",
 }
+_ASSERTIONS = (torch.ops.aten._assert_async.msg, torch.ops.aten._assert_async.default)
 _CALLS = {torch.sym_float: "float", torch.sym_max: "max", torch.sym_min: "min"}
 
 
@@ -92,7 +93,10 @@ def method(
     lines += [f"    {line}" for line in _checks(trace, specs, refused, names)]
     writer = _Writer(where, names, constant)
     for node in trace.module.graph.nodes:
-        if node.op in ("call_function", "get_attr"):
+        if node.target in _ASSERTIONS:  # TorchScript would leave it out, since it returns nothing
+            text = json.dumps(str(node.args[1]) if len(node.args) > 1 else "an assertion of the function failed")
+            lines += [f"    if not bool({names[node.args[0]]}):", f"        raise ValueError({text})"]
+        elif node.op in ("call_function", "get_attr"):
             lines.append(f"    {names[node]} = {writer.expression(node)}")
     seen = list(trace.placeholders)
     pairs = []
@@ -157,6 +161,8 @@ class _Writer:
         if target is torch.sym_sum:
             assert isinstance(node.args[0], (list, tuple))
             return " + ".join(map(self.text, node.args[0]))
+        if target is operator.pow:
+            return _power(node, *arguments)
         if target in _INFIX:
             return f"{arguments[0]} {_INFIX[target]} {arguments[1]}"
         if target in _CALLS:
@@ -167,6 +173,12 @@ class _Writer:
         )
 
     def _operation(self, node: Node, target: torch._ops.OpOverload) -> str:
+        if not target._schema.returns:
+            raise UnsupportedOpError(
+                f"{self.where}: {target} returns nothing, and TorchScript leaves out what it takes for unused, here "
+                "writes into a list of tensors; use the one that returns new tensors (torch._foreach_mul instead of "
+                "torch._foreach_mul_), or a loop over the tensors"
+            )
         types = {argument.name: str(argument.type) for argument in target._schema.arguments}
         positional = [argument.name for argument in target._schema.arguments if not argument.kwarg_only]
         given = [self.text(x, types[name]) for name, x in zip(positional, node.args, strict=False)]
@@ -175,6 +187,11 @@ class _Writer:
         if target is torch.ops.aten._to_copy.default and not isinstance(node.args[0], Node):
             return f"torch.tensor({given[0]}, dtype={node.kwargs['dtype']}, device=device)"
         packet = target._schema.name.split("::")[1]
+        # TorchScript adds mm(a, b) up in another order, and makes two operations of addmm; these call the same kernels
+        if packet == "mm":
+            packet = "matmul"
+        elif packet == "addmm" and len(given) == 3 and _axes(node.args[0]) == 1:
+            packet, given = "linear", [given[1], f"torch.ops.aten.t({given[2]})", given[0]]
         return f"torch.ops.aten.{packet}({', '.join(given)})"
 
     def text(self, x: Any, kind: str = "") -> str:
@@ -205,3 +222,16 @@ class _Writer:
             of = next((name for name in ("int", "float", "bool") if name in kind), "Tensor")
             return f"torch.jit.annotate(List[{of}], [])"
         return f"[{inner}]"
+
+
+def _axes(x: Any) -> int:
+    return x.meta["val"].ndim
+
+
+def _power(node: Node, base: str, exponent: str) -> str:
+    """A power of sizes. In TorchScript that of two integers is a float, which holds integers up to 2**53."""
+    if not isinstance(node.meta["val"], torch.SymInt):
+        return f"({base}) ** {exponent}"  # -2 ** n is -(2 ** n)
+    if exponent.isdecimal() and 1 <= int(exponent) <= 8:
+        return " * ".join([base] * int(exponent))
+    return f"int(({base}) ** {exponent})"

@@ -104,6 +104,7 @@ def trace(
             module = make_fx(run, tracing_mode="fake")(*fakes)
     except Exception as error:
         raise _explained(where, error, sizes) from error
+    _fix_dtypes(module)
     module.graph.eliminate_dead_code()
     module.recompile()
     traced = Trace(module, outputs, symbols, env, dict(sizes))
@@ -115,6 +116,27 @@ def trace(
             dim = next(d for d, symbol in symbols.items() if symbol in assumption.expression.free_symbols)
             raise _specialized(where, dim, assumption, inputs)
     return traced
+
+
+def _fix_dtypes(module: GraphModule) -> None:
+    """Make the graph independent of the default dtype of the process that runs it: new tensors get the dtype that they
+    had in the trace, and integers that PyTorch makes floats (`x.long() / 3`) are made these first."""
+    for node in list(module.graph.nodes):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        result, schema = node.meta.get("val"), node.target._schema
+        if not any("Tensor" in str(argument.type) for argument in schema.arguments):
+            if any(argument.name == "dtype" for argument in schema.arguments) and isinstance(result, Tensor):
+                node.kwargs = {**node.kwargs, "dtype": result.dtype}
+        elif torch.Tag.pointwise in node.target.tags and isinstance(result, Tensor) and result.is_floating_point():
+            tensors = [x for x in node.all_input_nodes if isinstance(x.meta.get("val"), Tensor)]
+            if "dtype" in node.kwargs or any(x.meta["val"].is_floating_point() for x in tensors):
+                continue
+            for x in tensors:
+                with module.graph.inserting_before(node):
+                    new = module.graph.call_function(torch.ops.aten._to_copy.default, (x,), {"dtype": result.dtype})
+                new.meta["val"] = x.meta["val"].to(result.dtype)
+                node.replace_input_with(x, new)
 
 
 def stand_ins(inputs: Inputs) -> dict[str, int]:
