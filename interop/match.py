@@ -293,6 +293,12 @@ class _Match:
                 "Dense(2)(relu(Dense(2)(x))) the outer layer is Dense_0. Variables of `init` without jit have the "
                 "order of calls"
             )
+        hooked = [
+            name for name, module in self.net.named_modules() if module._forward_hooks or module._forward_pre_hooks
+        ]
+        if hooked:
+            more = f" and {len(hooked) - 1} more" if len(hooked) > 1 else ""
+            notes.append(f"{hooked[0] or 'the model'}{more}: forward hooks stay behind, and what they change with them")
         summed = [row.link.torch for row in rows if row.link.sums]
         if summed:
             more = f" and {len(summed) - 1} more such sums" if len(summed) > 1 else ""

@@ -540,6 +540,13 @@ def test_norms_follow_their_convolutions_where_the_orders_differ():
     assert twins_of(interop.match(residual(), flax, rename=rename))["downsample.1"] == "scn"
 
 
+def test_forward_hooks_are_noted():
+    net = squares("fc1", "fc2")
+    net.fc1.register_forward_hook(lambda module, inputs, output: 2 * output)
+    (note,) = interop.match(net, flax_squares("fc1", "fc2")).notes
+    assert note == "fc1: forward hooks stay behind, and what they change with them"
+
+
 def test_numbers_of_sorted_keys_are_noted():
     """Nothing tells whether linen's Dense_0 was called first, where a transformation has sorted the keys."""
     (note,) = interop.match(squares("fc1", "fc2"), flax_squares("Dense_0", "Dense_1")).notes
