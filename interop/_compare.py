@@ -198,6 +198,8 @@ def _explained(sides: Sequence[Results]) -> str:
     return (
         f"{' and '.join(found)} also in the float64 run, which accounts for a difference of this size: a hard-coded "
         "dtype, or arrays that the function closes over (pass parameters as inputs)"
+        + "; of flax, nnx.Embed and nnx.MultiHeadAttention do so by themselves, interop.locate runs them in float64"
+        * any(side.side == "JAX" for side in sides)
     )
 
 

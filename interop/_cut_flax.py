@@ -94,9 +94,22 @@ class Model:
 
 
 def _release(module: nnx.Module) -> None:
-    """`nnx.Embed` keeps the precision its parameters had when it was made, and rounds to it in float64 as well."""
+    """Lets a layer compute in float64 that flax keeps from it whatever its parameters are.
+
+    `nnx.Embed` keeps the precision its parameters had when it was made; attention without dropout is JAX's own, whose
+    softmax is always in float32.
+    """
     if isinstance(module, nnx.Embed) and module.dtype == module.param_dtype == jnp.float32:
         module.dtype = None
+    if isinstance(module, nnx.MultiHeadAttention) and module.attention_fn is nnx.dot_product_attention:
+        module.attention_fn = _attention
+
+
+def _attention(*args: Any, **options: Any) -> Any:
+    """`nnx.dot_product_attention` written out, as flax does it where there is a rate of dropout; it drops nothing."""
+    if options.get("dropout_rate", 0.0) == 0.0:
+        options |= {"dropout_rate": 0.5, "deterministic": True}
+    return nnx.dot_product_attention(*args, **options)
 
 
 class _Layers:

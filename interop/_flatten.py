@@ -14,7 +14,7 @@ from torch import nn
 
 from funcreg._selectors import matches
 
-from ._flow import CONVOLUTIONS, NORMS, Claim, Flat, Flow, Piece, Plain, Unknown, flow
+from ._flow import CONVOLUTIONS, NORMS, Claim, Flat, Flow, Piece, Plain, Unknown
 from ._layers import Torch
 from .links import Arrays, Link
 
@@ -35,7 +35,7 @@ class _Unclear(ValueError):
 
 
 def channels(
-    net: nn.Module, layers: Sequence[Torch], given: Mapping[str, Given]
+    net: nn.Module, layers: Sequence[Torch], given: Mapping[str, Given], flow: Flow
 ) -> tuple[dict[str, Channels], list[str]]:
     """For each layer beside a flatten the channels of the image, and remarks.
 
@@ -43,6 +43,7 @@ def channels(
         net: the model.
         layers: its layers with a rule, and its bare arrays.
         given: the option `flatten` of `match`.
+        flow: what reaches the layers.
 
     Raises:
         TypeError: an option of another form.
@@ -51,7 +52,7 @@ def channels(
     options = {glob: _checked_option(glob, value) for glob, value in given.items()}
     names = {module: name for name, module in net.named_modules()}
     convolutions = [module for module in names if isinstance(module, CONVOLUTIONS)]
-    beside = _Beside(convolutions, flow(net), names)
+    beside = _Beside(convolutions, flow, names)
     used: set[str] = set()
     found: dict[str, Channels] = {}
     problems: list[str] = []
@@ -82,10 +83,11 @@ def channels(
     problems += beside.unwritable()
     if problems:
         raise ValueError("match: " + "\n  ".join(problems))
+    inputs = [(name, "flattened") for name in flow.inputs] + [(name, "cut into pieces") for name in flow.cut]
     remarks = [
-        f"{name} reads an input of the model flattened: its rows stay in PyTorch's order, channels first; "
+        f"{name} reads an input of the model {how}: its rows stay in PyTorch's order, channels first; "
         f"flatten={{{name!r}: channels}} if flax is given images with channels last"
-        for name in beside.flow.inputs
+        for name, how in dict.fromkeys(inputs)
         if found.get(name) == Channels(None) and not any(matches(glob, name) for glob in options)
     ]
     return {name: answer for name, answer in found.items() if answer != Channels(None)}, remarks

@@ -16,12 +16,17 @@ NOTE [two orders]: a shortcut that is defined last in PyTorch may be called firs
 by shape, two convolutions of one container have changed places, and the k-th norm is not the k-th norm. So a group that
 such a layer divides otherwise on the two sides is not paired by order; its members follow the layers that they come
 after: the norm behind a convolution is that behind the convolution's twin, if this pairs all of them.
+
+NOTE [calls]: PyTorch's order is that of definition, and the calls may come in another one: w1, w2, w3 are called as
+w2(silu(w1(x)) * w3(x)), and what flax calls gate, up, down are w1, w3, w2. Where the trace shows such an order, neither
+counts, unless the user has numbered the layers of both sides.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 
 from ._layers import Flax, Node, Torch, fits, form, kind_of
@@ -41,6 +46,7 @@ class Pairing:
         torch_keys: for every module its children in the order of definition.
         flax_keys: for every container its children in order, or None where the order says nothing.
         calls: whether that order is one of calls, which wins over numbers.
+        torch_calls: the layers and bare arrays of PyTorch in the order in which they are first called, as far as known.
         pairs: the twins, with the evidence: "name", "order" or "shape".
         lonely: layers of kinds of which the sides have not equally many.
         unclear: nodes that nothing tells apart, with the reason.
@@ -51,6 +57,7 @@ class Pairing:
     torch_keys: Keys
     flax_keys: Keys
     calls: bool
+    torch_calls: Sequence[str] = ()
     pairs: list[tuple[Torch, Flax, str]] = field(default_factory=list)
     lonely: list[tuple[list[Torch], list[Flax]]] = field(default_factory=list)
     unclear: list[tuple[list[Node], list[Node], str]] = field(default_factory=list)
@@ -156,6 +163,10 @@ class Pairing:
         moved = self._moved(sure, groups) if any(group.by_order for group in groups) else {}
         doubtful = []
         for group in groups:
+            if group.by_order and not group.why and (called := self._otherwise_called(group, i, j)):
+                group.why = f"PyTorch defines {_listed(x for x, _, _ in group.pairs)}, and calls {_listed(called)}"
+                group.ours, group.called = called, True
+                doubtful.append(group)
             twins = next((r for r in moved if self._divides(r, group.pairs)), None) if group.by_order else None
             if twins is not None and not group.why:
                 doubtful.append(group)
@@ -164,6 +175,9 @@ class Pairing:
         certain = sure + [pair for group in groups if group.by_order and not group.why for pair in group.pairs]
         for group in groups:
             again = self._following(group, certain) if group.why else []
+            if group.called and not again:
+                again = [(x, y, "order") for x, (_, y, _) in zip(group.ours, group.pairs, strict=True)]
+                doubtful.remove(group)
             if again and group in doubtful and not (group.names_count and _object(again, i, j)):
                 group.pairs, group.why = again, ""
             elif group.why:
@@ -212,8 +226,44 @@ class Pairing:
 
         return compared
 
+    # --- NOTE [calls] ---
+
+    def _otherwise_called(self, group: "_Group", i: int, j: int) -> list[Node]:
+        """The PyTorch side of a group in the order of its calls, if that is another one and counts; else nothing."""
+        ours, theirs = [x for x, _, _ in group.pairs], [y for _, y, _ in group.pairs]
+        automatic = any(re.fullmatch(r"[A-Z]\w*_\d+", part) for y in theirs for part in y.path[j:])
+        paths, their_paths = [x.path[i:] for x in ours], [y.path[j:] for y in theirs]
+        if not automatic and len(set(map(stems, paths))) == 1 and len(set(map(stems, their_paths))) == 1:
+            return []  # numbered by the user on both sides
+        places = [self._place(x) for x in ours]
+        if None in places:
+            return []
+        called = [x for _, _, x in sorted(zip(places, range(len(ours)), ours, strict=True), key=lambda one: one[:2])]
+        return called if called != ours else []
+
+    def _place(self, node: Node) -> int | None:
+        """Which of PyTorch's calls is the first of a node, or of the layer that it is part of."""
+        place = self._first_calls.get(node.path)
+        above = (self._called.get(node.path[:n]) for n in range(len(node.path) - 1, 0, -1))
+        return place if place is not None else next((place for place in above if place is not None), None)
+
+    @cached_property
+    def _called(self) -> dict[Path, int]:
+        return {tuple(name.split(".")): n for n, name in enumerate(self.torch_calls)}
+
+    @cached_property
+    def _first_calls(self) -> dict[Path, int]:
+        first: dict[Path, int] = {}
+        for path, place in self._called.items():
+            for n in range(1, len(path) + 1):
+                first.setdefault(path[:n], place)
+        return first
+
     def _following(self, group: "_Group", certain: Pairs) -> Pairs:
-        """The members of a group paired by the layers that they come after, or nothing."""
+        """The members of a group paired by the layers that they come after, or nothing.
+
+        Where PyTorch calls them in another order than it defines them, it must be one member for each layer.
+        """
         first = _in_order([*group.ours, *(x for x, _, _ in certain)], self.torch_keys, 0, False)
         second = _in_order([*group.theirs, *(y for _, y, _ in certain)], self.flax_keys, 0, self.calls)
         if first is None or second is None:
@@ -222,6 +272,8 @@ class Pairing:
         behind = {node and twin[node]: members for node, members in _behind(first, group.ours).items()}
         theirs = _behind(second, group.theirs)
         if {node: len(some) for node, some in behind.items()} != {node: len(some) for node, some in theirs.items()}:
+            return []
+        if group.called and any(len(some) > 1 for some in behind.values()):
             return []
         return [(x, y, "order") for node in behind for x, y in zip(behind[node], theirs[node], strict=True)]
 
@@ -235,6 +287,7 @@ class _Group:
         by_order: whether only the order tells them apart.
         names_count: whether names may speak against the order.
         why: what is unclear, or nothing.
+        called: whether PyTorch calls them in another order than it defines them; then `ours` are in that of the calls.
     """
 
     ours: list[Node]
@@ -243,6 +296,12 @@ class _Group:
     by_order: bool = False
     names_count: bool = False
     why: str = ""
+    called: bool = False
+
+
+def _listed(nodes: Iterable[Node]) -> str:
+    some = [_named(node) for node in nodes]
+    return ", ".join(some[:6]) + (" ..." if len(some) > 6 else "")
 
 
 def _class(node: Node) -> str:

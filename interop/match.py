@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from . import _fit, _flatten, _flax, _layers, _options, _recurrent, _renames, rules
+from ._flow import Flow, flow
 from ._layers import Flax, Node, Torch
 from ._pairing import Pairing
 from ._refusals import checked
@@ -44,7 +45,8 @@ def match(
     5. A shape that only one layer of each side has.
 
     What then has no partner, or more than one, raises: nothing is guessed, and there is no partial pair. The order of
-    definition is trusted to be that of the calls where names say nothing: `print(pair)` shows the evidence.
+    definition is trusted where names say nothing, unless a trace of the model shows that PyTorch calls the layers in
+    another one; flax's may still come in another: `print(pair)` shows the evidence.
 
     A dense layer behind a flatten of an image reads it in another order in flax, where channels are last: its rows are
     permuted, and so are the columns of one whose output is viewed as an image; the table shows it. What reads and
@@ -139,6 +141,7 @@ class _Match:
         flatten: Mapping[str, _flatten.Given],
     ) -> None:
         self.net, self.state, self.side, self.flatten = net, state, side, flatten
+        self.over: dict[str, int] = {}  # bare arrays that meet images, and their axes in space
         by_id: dict[int, str] = {}
         for name, parameter in net.named_parameters():
             by_id[id(parameter)] = name
@@ -157,7 +160,8 @@ class _Match:
     def pair(self, strict: bool) -> Pair:
         ours, keys = _layers.torch_nodes(self.net, self.state, self.first, self.left_out)
         theirs = _layers.flax_nodes(self.side, [item for item in ours.items() if item.module is not None])
-        pairing = Pairing(keys, self.side.keys, self.side.calls)
+        steps = flow(self.net)
+        pairing = Pairing(keys, self.side.keys, self.side.calls, steps.calls)
         everything = list(ours.items())
         regions = self._named_regions(ours, theirs)
         for node, partner in sorted(regions, key=lambda region: -len(region[0].path)):
@@ -168,7 +172,7 @@ class _Match:
         pairing.solve([ours], [theirs])
         refuse_unpaired(pairing)
         refuse_crossed(pairing)
-        return self._result(pairing, everything, strict)
+        return self._result(pairing, everything, strict, steps)
 
     # --- rename ---
 
@@ -248,10 +252,11 @@ class _Match:
 
     # --- the result ---
 
-    def _result(self, pairing: Pairing, everything: list[Torch], strict: bool) -> Pair:
+    def _result(self, pairing: Pairing, everything: list[Torch], strict: bool, steps: Flow) -> Pair:
         position = {item: n for n, item in enumerate(everything)}
         pairs = sorted(pairing.pairs, key=lambda found: position[found[0]])
-        behind, remarks = _flatten.channels(self.net, everything, self.flatten)
+        self.over = dict(steps.over)
+        behind, remarks = _flatten.channels(self.net, everything, self.flatten, steps)
         rows: list[Row] = []
         said = _Said()
         fed: dict[str, tuple[str, ...]] = {}
@@ -288,6 +293,12 @@ class _Match:
                 "Dense(2)(relu(Dense(2)(x))) the outer layer is Dense_0. Variables of `init` without jit have the "
                 "order of calls"
             )
+        hooked = [
+            name for name, module in self.net.named_modules() if module._forward_hooks or module._forward_pre_hooks
+        ]
+        if hooked:
+            more = f" and {len(hooked) - 1} more" if len(hooked) > 1 else ""
+            notes.append(f"{hooked[0] or 'the model'}{more}: forward hooks stay behind, and what they change with them")
         summed = [row.link.torch for row in rows if row.link.sums]
         if summed:
             more = f" and {len(summed) - 1} more such sums" if len(summed) > 1 else ""
@@ -333,10 +344,13 @@ class _Match:
         """The links of a pair of layers by whole names, each with what the table has to say besides."""
         if ours.module is None:
             (name,) = ours.names
-            if by != "rename" and _could_be_moved(ours.shape):
+            order = "its axes in flax's order" if _could_be_moved(ours.shape) else ""
+            if name in self.over and _could_be_of_channels(ours.shape, self.over[name]):
+                order = "the channels last, of the image that it meets"
+            if by != "rename" and order:
                 raise ValueError(
-                    f"match: the bare array {name!r} has a shape, {ours.shape}, that it would also have with its axes "
-                    f"in flax's order; rename={{{name!r}: {theirs.name!r}}} says that it lies as in PyTorch, a rule "
+                    f"match: the bare array {name!r} has a shape, {ours.shape}, that it would also have with {order}; "
+                    f"rename={{{name!r}: {theirs.name!r}}} says that it lies as in PyTorch, a rule "
                     "(interop.rules.register) says anything else"
                 )
             yield Link((name,), tuple(theirs.names.values()), _same, _same), ""
@@ -477,6 +491,12 @@ def _could_be_moved(shape: tuple[int, ...]) -> bool:
     """Whether a matrix or a convolution's kernel of this shape would look the same with flax's order of axes."""
     order = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}.get(len(shape))
     return order is not None and max(shape) > 1 and tuple(shape[i] for i in order) == shape
+
+
+def _could_be_of_channels(shape: tuple[int, ...], axes: int) -> bool:
+    """Whether an array beside an image (n, channels, *space) would look the same with the channels last."""
+    rest = shape[-axes - 1 :]
+    return len(rest) == axes + 1 and len(set(rest)) == 1 and rest[0] > 1
 
 
 def _same(x: Any) -> tuple[Any]:

@@ -129,6 +129,9 @@ RULES: dict[type, Rule] = {
 }
 
 
+_COMPUTE = ("forward", "_conv_forward", "__call__")  # what decides on what a layer computes
+
+
 def register(
     torch_class: type[nn.Module],
     rule: Callable[[Any], Iterable[Link]],
@@ -291,7 +294,12 @@ def rule_of(module: Module) -> Rule:
     kind = type(layer)
     for base in kind.__mro__:
         if base in RULES:
-            if all(getattr(kind, name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward")):
+            if "forward" in vars(layer):
+                raise NoRule(
+                    f"this {kind.__name__} has had its forward replaced (layer.forward = ...), so that its flax twin "
+                    "is not known; make it a class of its own and declare that: interop.rules.register(Class, rule)"
+                )
+            if all(getattr(kind, name, None) is getattr(base, name, None) for name in _COMPUTE):
                 return RULES[base]
             raise NoRule(
                 f"{kind.__name__} is a {base.__name__} with a forward of its own, so that its flax twin is not known; "

@@ -641,6 +641,22 @@ def test_a_trace_leaves_the_model_as_it_was():
     assert all(torch.equal(net.state_dict()[name], x) for name, x in state.items())
 
 
+def test_a_forward_that_was_replaced_is_not_traced():
+    net = net_of(lambda self, x: self.fc(self.conv(x).flatten(1)), conv=C(3, 4, 3), fc=L(64, 5))
+    net.forward = lambda x: net.fc(net.conv(x).permute(0, 2, 3, 1).flatten(1))
+    with pytest.raises(ValueError, match="its calls could not be traced"):
+        interop.match(net, tree_of(net))
+
+
+@pytest.mark.parametrize("wrap", [lambda net: torch.compile(net, backend="eager"), nn.DataParallel])
+def test_a_trace_looks_through_wrappers_and_leaves_them_as_they_were(wrap):
+    net = net_of(lambda self, x: self.fc(self.conv(x).flatten(1)), conv=C(3, 4, 3), fc=L(64, 5))
+    wrapped = wrap(net)
+    names, own = list(wrapped.state_dict()), list(net.state_dict())
+    assert "rows permuted (4 channels x 16)" in str(interop.match(wrapped, tree_of(net)))
+    assert list(wrapped.state_dict()) == names and list(net.state_dict()) == own
+
+
 def test_the_table_and_globs():
     net = net_of(
         lambda self, x: (lambda y: self.c(self.b(y)) + self.a(y))(self.conv(x).flatten(1)),

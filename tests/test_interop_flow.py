@@ -331,7 +331,7 @@ DECIDED = {
     ),
     "a positional array on one place": (
         lambda: with_array(
-            lambda self, x: self.fc((F.adaptive_avg_pool2d(self.conv(x), 1) + self.array).flatten(1)), 1, 4, 4, 4,
+            lambda self, x: self.fc((F.adaptive_avg_pool2d(self.conv(x), 1) + self.array).flatten(1)), 1, 4, 2, 8,
             conv=C(3, 4, 3), fc=L(64, 5),
         ),
         lambda v, x: dense(
@@ -614,3 +614,18 @@ def test_a_flattened_input_is_noted_unless_an_option_speaks_of_it():
     for remedy in (3, None):
         assert not [note for note in interop.match(net, tree_of(net), flatten={"1": remedy}).notes if "flat" in note]
     assert "rows permuted (3 channels x 16)" in str(interop.match(net, tree_of(net), flatten={"1": 3}))
+
+
+def cut_by_views(x):
+    x = x.reshape(x.shape[0], 3, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return x.reshape(x.shape[0], 4, 12)
+
+
+@pytest.mark.parametrize("cut", [lambda x: F.unfold(x, 2, stride=2).transpose(1, 2), cut_by_views])
+def test_an_input_that_is_cut_into_patches_is_noted(cut):
+    net = net_of(lambda self, x: self.fc(torch.relu(self.patch(cut(x)))), patch=L(12, 4), fc=L(4, 2))
+    (note,) = [note for note in interop.match(net, tree_of(net)).notes if "pieces" in note]
+    assert note.startswith("patch reads an input of the model cut into pieces") and "flatten={'patch': ch" in note
+    assert "rows permuted (3 channels x 4)" in str(interop.match(net, tree_of(net), flatten={"patch": 3}))
+    tokens = net_of(lambda self, x: self.fc(self.patch(x.view(2, 2, 12))), patch=L(12, 4), fc=L(4, 2))
+    assert not [note for note in interop.match(tokens, tree_of(tokens)).notes if "pieces" in note]

@@ -206,6 +206,33 @@ def test_an_embedding_of_nnx_is_run_in_float64():
     assert interop.locate(net, model, pair, np.array([[0, 3, 4]])).where == "inside `embed`"
 
 
+class Attending(nnx.Module):
+    def __init__(self):
+        self.attn = nnx.MultiHeadAttention(2, WIDTH, decode=False, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, mask):
+        return self.attn(x, mask=mask[None, None])
+
+
+class AttendingTorch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, x, mask):
+        return self.attn(x, x, x, attn_mask=~mask, need_weights=False)[0]
+
+
+def test_attention_of_nnx_is_run_in_float64():
+    net, model = AttendingTorch(), Attending()
+    pair = interop.match(net, model)
+    nnx.update(model, pair.to_jax(net))
+    x, mask = np.random.default_rng(0).normal(size=(2, 4, WIDTH)), np.tril(np.ones((4, 4), bool))
+    assert interop.locate(net, model, pair, x, mask).verdict == "rounding"
+    model.attn.key.kernel[...] = model.attn.key.kernel[...].at[0].add(1e-3)
+    assert interop.locate(net, model, pair, x, mask).where == "inside `attn`"
+
+
 def test_randomness_is_inconclusive_and_named():
     found = located(Two(lambda x: F.dropout(x, 0.4)), TwoNNX(lambda x: x), X)
     assert (found.verdict, found.where) == ("inconclusive", "between `a` and `b`")

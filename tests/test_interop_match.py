@@ -540,12 +540,65 @@ def test_norms_follow_their_convolutions_where_the_orders_differ():
     assert twins_of(interop.match(residual(), flax, rename=rename))["downsample.1"] == "scn"
 
 
+def test_forward_hooks_are_noted():
+    net = squares("fc1", "fc2")
+    net.fc1.register_forward_hook(lambda module, inputs, output: 2 * output)
+    (note,) = interop.match(net, flax_squares("fc1", "fc2")).notes
+    assert note == "fc1: forward hooks stay behind, and what they change with them"
+
+
 def test_numbers_of_sorted_keys_are_noted():
     """Nothing tells whether linen's Dense_0 was called first, where a transformation has sorted the keys."""
     (note,) = interop.match(squares("fc1", "fc2"), flax_squares("Dense_0", "Dense_1")).notes
     assert note.startswith("Dense_0, Dense_1: paired by linen's numbers, which count constructions")
     assert interop.match(squares("fc1", "fc2"), flax_squares("fc1", "fc2")).notes == ()
     assert interop.match(squares("fc1", "fc2"), flax_squares("Dense_1", "Dense_0")).notes == ()
+
+
+class Gated(nn.Module):
+    """w1, w2, w3, called as w1, w3, w2."""
+
+    def __init__(self, names=("w1", "w2", "w3")):
+        super().__init__()
+        self.names = names
+        for name in names:
+            setattr(self, name, nn.Linear(3, 3))
+
+    def forward(self, x):
+        first, last, second = (getattr(self, name) for name in self.names)
+        return last(torch.sigmoid(first(x)) * second(x))
+
+
+@pytest.mark.parametrize("names", [("gate", "up", "down"), ("Dense_0", "Dense_1", "Dense_2")])
+def test_calls_in_another_order_than_the_definitions_are_refused(names):
+    flax = {name: dense(3, 3) for name in names}
+    rename = dict(zip(["w1", "w3", "w2"], names, strict=True))
+    with pytest.raises(ValueError, match="PyTorch defines w1, w2, w3, and calls w1, w3, w2") as error:
+        interop.match(Gated(), flax)
+    assert f"rename={rename}" in str(error.value)
+    assert twins_of(interop.match(Gated(), flax, rename=rename)) == rename
+
+
+def test_calls_in_another_order_do_not_matter_where_names_or_numbers_tell():
+    for names in (["w1", "w3", "w2"], ["fc1", "fc2", "fc3"]):  # equal names; numbers of the user's own on both sides
+        twins = twins_of(interop.match(Gated(), {name: dense(3, 3) for name in names}))
+        assert twins == dict(zip(["w1", "w2", "w3"], sorted(names), strict=True))
+    named = {name: dense(3, 3) for name in ("gate", "value", "out")}
+    assert twins_of(interop.match(Gated(("gate", "out", "value")), named)) == {name: name for name in named}
+
+
+def test_norms_follow_their_convolutions_where_a_shortcut_is_called_first():
+    def forward(self, x):
+        y = self.downsample(x)
+        return y + self.norm2(self.conv2(self.norm1(self.conv1(x))))
+
+    net = residual()
+    net.__class__ = type("Net", (nn.Module,), {"forward": forward})
+    names = ["Conv_0", "GroupNorm_0", "Conv_1", "GroupNorm_1", "Conv_2", "GroupNorm_2"]
+    layers = [conv(3, 4, 8), NORM_8, conv(3, 8, 8), NORM_8, conv(1, 4, 8), NORM_8]
+    pair = interop.match(net, dict(zip(names, layers, strict=True)))
+    ours = ["conv1", "norm1", "conv2", "norm2", "downsample.0", "downsample.1"]
+    assert twins_of(pair) == dict(zip(ours, names, strict=True))
 
 
 class Bare(nn.Module):
@@ -579,6 +632,39 @@ def test_a_square_bare_array_needs_a_word():
     pair = interop.match(Bare(3, 3), flax, rename={"mask": None, "pos": "pos_embedding"})
     given = torch.arange(9.0).reshape(3, 3)
     np.testing.assert_array_equal(pair.to_jax({**Bare(3, 3).state_dict(), "pos": given})["pos_embedding"], given)
+
+
+def with_array(layer, *shape):
+    """A layer and an array that is added to what it gives."""
+    net = type("Net", (nn.Module,), {"forward": lambda self, x: self.layer(x) + self.pos})()
+    net.layer, net.pos = layer, nn.Parameter(torch.zeros(shape))
+    return net
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 4), (4, 4, 4)])
+def test_a_bare_array_beside_an_image_may_have_its_channels_last(shape):
+    net = with_array(nn.Conv2d(3, 4, 3), *shape)
+    flax = {"layer": conv(3, 3, 4), "pos": shaped(*shape)}
+    with pytest.raises(ValueError, match=r"bare array 'pos' .* would also have with the channels last, of the image"):
+        interop.match(net, flax)
+    assert ("pos",) in links_by_name(interop.match(net, flax, rename={"pos": "pos"}))
+
+
+def test_a_bare_array_beside_tokens_lies_as_it_is():
+    net = with_array(nn.Linear(3, 4), 1, 4, 4)
+    assert ("pos",) in links_by_name(interop.match(net, {"layer": dense(3, 4), "pos": shaped(1, 4, 4)}))
+
+
+def test_layers_that_compute_something_of_their_own_have_no_rule():
+    class Twice(nn.Linear):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    replaced = nn.Linear(3, 4)
+    replaced.forward = lambda x: 2 * nn.functional.linear(x, replaced.weight, replaced.bias)
+    for layer, why in ((Twice(3, 4), "a forward of its own"), (replaced, "has had its forward replaced")):
+        with pytest.raises(ValueError, match=f"no partner(.|\\n)*{why}"):
+            interop.match(nn.Sequential(layer), {"fc": dense(3, 4)})
 
 
 # --- rename ---

@@ -11,7 +11,7 @@ reads images tells: then the claims of the view hold, which say of what layers t
 a view that the model returns nobody here can tell.
 """
 
-from torch import nn
+from torch import fx, nn
 
 from .known import Flow as Flow
 from .modules import NORMS as NORMS
@@ -34,6 +34,7 @@ def flow(net: nn.Module) -> Flow:
     walk = Walk(net, opaque)
     for node in graph.nodes:
         walk.step(node)
+    walk.flow.calls = _calls(graph)
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"} - opaque
     for name in walk.modules:
         parts = name.split(".")
@@ -43,3 +44,11 @@ def flow(net: nn.Module) -> Flow:
         elif not above & opaque:
             walk.flow.uncalled.add(name)
     return walk.flow
+
+
+def _calls(graph: fx.Graph) -> list[str]:
+    """The layers that steps call and the bare arrays that they read; arrays of what is called say nothing more."""
+    names = {node: str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    called = {name for node, name in names.items() if node.op == "call_module"}
+    of_called = {node for node, name in names.items() if node.op == "get_attr" and name.rpartition(".")[0] in called}
+    return list(dict.fromkeys(name for node, name in names.items() if node not in of_called))

@@ -19,6 +19,9 @@ class Flow:
         unclear: what reads an image (a layer, or nothing: the model returns it), and what would hold of its writers.
         beside: bare arrays that meet flattened images of so many channels: (name, channels).
         inputs: layers that read an input of the model which was flattened.
+        cut: layers that read an input of the model which was cut into pieces, such as patches.
+        over: bare arrays that meet images of so many axes in space: (name, axes).
+        calls: what the steps call or read, layers and bare arrays, in order.
     """
 
     every: frozenset[int] = frozenset()
@@ -29,6 +32,9 @@ class Flow:
     unclear: list[tuple[str, Claim]] = field(default_factory=list)
     beside: set[tuple[str, int]] = field(default_factory=set)
     inputs: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+    over: set[tuple[str, int]] = field(default_factory=set)
+    calls: list[str] = field(default_factory=list)
 
     def image(self, x: Any, name: str = "", count: int | None = None) -> Any:
         """What a layer reads that reads images: the claims hold."""

@@ -41,6 +41,7 @@ def _images(flow: Flow, images: Sequence[Image], arrays: Sequence[Array]) -> Ima
     sure = any(x.sure for x in images)
     if sure:
         images = [flow.image(x) for x in images]
+        flow.over |= {(x.name, max(image.axes for image in images)) for x in arrays}
     counts = {x.channels for x in images if x.channels != 1} or {1}
     if len(counts) > 1:
         raise NotUnderstood

@@ -13,11 +13,18 @@ from torch import Tensor, fx, nn
 from .. import rules
 from .views import rest
 
+# classes by name, for some cost seconds to import: what they call
+_CALLS_ANOTHER = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def traced(net: nn.Module) -> tuple[fx.Graph, set[str]] | None:
-    """The graph of a model and the modules that cannot be looked into; None if the model is one of these."""
+    """The graph of a model and the modules that cannot be looked into; None if the model is one of these.
+
+    `torch.fx` traces the forward of the model's class: one that was put in its place is not seen.
+    """
+    if "forward" in vars(_called_by(net)):
+        return None
     for given in (_defaults(net), None):
         try:
             copies: dict[nn.Module, nn.Module] = {}
@@ -94,8 +101,19 @@ def _defaults(net: nn.Module) -> dict[str, Any] | None:
     return {p.name: p.default for p in parameters if p.default is not p.empty} or None
 
 
+def _called_by(module: nn.Module) -> nn.Module:
+    """What a module calls that does nothing else, or the module."""
+    own = _CALLS_ANOTHER.get(type(module).__name__)
+    return module if own is None else _called_by(getattr(module, own))
+
+
 def _copied(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
-    """A module that shares the arrays of another, so that what its code writes on itself is not seen."""
+    """A module that shares the arrays of another, so that what its code writes on itself is not seen.
+
+    Of what only calls another one, such as `torch.compile`'s, it is the copy of that one.
+    """
+    if module not in copies and _called_by(module) is not module:
+        copies[module] = _copied(_called_by(module), copies)
     if module not in copies:
         copies[module] = made = copy.copy(module)
         for name, value in vars(module).items():
@@ -103,7 +121,7 @@ def _copied(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
                 made.__dict__[name] = copy.copy(value)
             elif isinstance(value, Tensor):
                 made.__dict__[name] = value.clone()
-        made._modules = {
+        made.__dict__["_modules"] = {  # not by setattr, with which a module may do as it likes
             name: child if child is None else _copied(child, copies) for name, child in module._modules.items()
         }
     return copies[module]

@@ -10,7 +10,7 @@ from torch.fx.node import map_arg
 from . import meet, views
 from .batches import Batches, product
 from .known import Flow
-from .modules import PLACEWISE, POOLS, RESIZES, made
+from .modules import NORMS, PLACEWISE, POOLS, RESIZES, made
 from .trace import CONVOLUTIONS
 from .values import Array, Image, NotUnderstood, Number, Plain, Several, Sizes, Unknown, listed, results
 
@@ -69,6 +69,7 @@ class Walk:
         self.series = any(len(m.kernel_size) == 1 for m in net.modules() if isinstance(m, CONVOLUTIONS))
         self.flow = Flow(every)
         self.values: dict[fx.Node, Any] = {}
+        self.cut: set[fx.Node] = set()  # what is made of an input that was cut into pieces
         self.batches = Batches()
 
     def step(self, node: fx.Node) -> None:
@@ -81,6 +82,7 @@ class Walk:
         except Exception:  # not in the table, or with arguments that it does not expect
             result = self.flow.unknown((args, options), name)
         self.values[node] = result
+        self._follow_cut(node, name, args)
         module = self.modules.get(name) if node.op == "call_module" and name not in self.opaque else None
         keeps = name in POOLINGS | RESIZINGS
         self.batches.follow(node, name, args, options, module, result, keeps, name in ELEMENTWISE)
@@ -95,6 +97,19 @@ class Walk:
         if node.op == "call_module":
             return self._module(name, list(results((args, options))))
         return self._function(node, name, list(args), dict(options))
+
+    def _follow_cut(self, node: fx.Node, name: str, args: Any) -> None:
+        """An input cut into patches, whose features are in another order where its channels are last."""
+        module = self.modules.get(name) if node.op == "call_module" else None
+        given = bool(args) and isinstance(args[0], Plain) and args[0].given == "whole"
+        sizes = args[1] if len(args) == 2 and isinstance(args[1], (list, tuple)) else args[1:] if args else ()
+        cuts = name == "unfold" or isinstance(module, nn.Unfold) or (name in ("view", "reshape") and len(sizes) > 4)
+        if not (given and cuts) and not self.cut.intersection(node.all_input_nodes[:1]):
+            return
+        if isinstance(module, (nn.Linear, *NORMS)):
+            self.flow.cut.append(name)
+        if not isinstance(module, nn.Linear):
+            self.cut.add(node)
 
     def _given(self, args: Any) -> Any:
         return map_arg(args, self.values.__getitem__)
