@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 
-def run_script(path: Path, folder: Path, *options: str) -> str:
-    """What `python path options` prints to the standard output, run in `folder`; to the other one it prints nothing.
+def run_script(path: Path, folder: Path, *options: str, silent: bool = True) -> str:
+    """What `python path options` prints to the standard output, run in `folder`; if `silent`, nothing goes to the other.
 
     In this process: to import both frameworks once more takes longer than most scripts run. What a script may set for
     the whole process (float64 in JAX, default dtypes, how arrays print, modules beside it) is put back.
@@ -42,5 +42,5 @@ def run_script(path: Path, folder: Path, *options: str) -> str:
         np.set_printoptions(**options_of_numpy)
         for name in (set(sys.modules) - modules) & beside:
             del sys.modules[name]
-    assert not errors.getvalue()  # progress is for terminals only
+    assert not (silent and errors.getvalue()), errors.getvalue()  # progress is for terminals only
     return printed.getvalue()

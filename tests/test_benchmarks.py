@@ -15,6 +15,7 @@ SMALL = ["--widths", "12", "8", "4", "--batch", "8", "--rounds", "2", "--steps",
 @pytest.fixture(scope="module")
 def scripts():
     sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.modules.pop("ensemble", None)  # there is an example of that name as well
     yield importlib.import_module
     sys.path.remove(str(ROOT / "benchmarks"))
 

@@ -27,7 +27,7 @@ def test_the_readme_has_its_snippets() -> None:
 @pytest.mark.parametrize("i", EXPECTED)
 def test_snippet_runs_as_pasted(i: int, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(SNIPPETS[i])
-    printed = run_script(tmp_path / "snippet.py", tmp_path)
+    printed = run_script(tmp_path / "snippet.py", tmp_path, silent=False)
     assert re.search(EXPECTED[i], printed, flags=re.MULTILINE), printed
 
 
