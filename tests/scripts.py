@@ -14,7 +14,7 @@ import torch
 
 
 def run_script(path: Path, folder: Path, *options: str, silent: bool = True) -> str:
-    """What `python path options` prints to the standard output, run in `folder`; if `silent`, nothing goes to the other.
+    """What `python path options` prints to the standard output, run in `folder`; if `silent`, it prints nothing else.
 
     In this process: to import both frameworks once more takes longer than most scripts run. What a script may set for
     the whole process (float64 in JAX, default dtypes, how arrays print, modules beside it) is put back.

@@ -109,6 +109,7 @@ def test_the_command_measures_every_family_and_says_on_what(bench, tmp_path, cap
         assert case in text and f"{family}: " in text
 
 
+@pytest.mark.slow
 @pytest.mark.relaxed_promotion
 @pytest.mark.parametrize("family", ["torch", "jax", "attach"])
 def test_every_variant_trains_and_only_a_prox_makes_zeros(bench, family, monkeypatch):

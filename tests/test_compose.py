@@ -96,11 +96,14 @@ def traced(wing, function):
 
 
 FLAT = [case for case in CASES if "middle" not in case.name]  # whose axes the leaves of NETWORK have, or all but
+QUICK = [case for case in FLAT if "group" not in case.name or "rows" in case.name]  # the others compile the same loops
 MATRICES = [case for case in FLAT if case.options.get("axis") == (-2, -1)]  # for which they need two axes
 
 
 @each_wing
-@pytest.mark.parametrize("case", FLAT, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow, id=str(c)) for c in FLAT]
+)
 def test_compiled_equals_eager(wing, case):
     """jit; torch.compile(fullgraph=True)."""
     network = {name: x for name, x in NETWORK.items() if name != "norm.weight"}

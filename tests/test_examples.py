@@ -12,7 +12,7 @@ import pytest
 from scripts import run_script
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-QUICK = {"l1_l2_loss", "anchored", "port_mlp", "nnx_optax"}
+QUICK = {"l1_l2_loss", "anchored"}
 # What begins with an underscore is parts of examples.
 HAVE_TESTS_OF_THEIR_OWN = {"sparse_digits", "regularization_path", "digits_parity", "ensemble"}
 NAMES = sorted(p.stem for p in EXAMPLES.glob("[!_]*.py") if p.stem not in HAVE_TESTS_OF_THEIR_OWN)

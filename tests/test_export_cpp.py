@@ -15,6 +15,7 @@ import torch
 
 import funcreg.torch as fr
 
+pytestmark = pytest.mark.slow  # the compiler takes twenty seconds
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "cpp_host"
 TORCH = Path(torch.__file__).parent
@@ -201,7 +202,6 @@ def test_a_missing_compiler_fails_where_it_is_required(monkeypatch):
     assert "export FUNCREG_REQUIRE_CPP=1" in (ROOT / ".ci/run").read_text()
 
 
-@pytest.mark.slow
 def test_the_recipe_of_the_example(tmp_path):
     """The first commands of its README, with CMake, as they stand there."""
     compiler()

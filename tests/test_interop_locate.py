@@ -223,6 +223,7 @@ class AttendingTorch(nn.Module):
         return self.attn(x, x, x, attn_mask=~mask, need_weights=False)[0]
 
 
+@pytest.mark.slow
 def test_attention_of_nnx_is_run_in_float64():
     net, model = AttendingTorch(), Attending()
     pair = interop.match(net, model)

@@ -75,6 +75,7 @@ def check(printed: str, out: Path, wings: list[str], lams: np.ndarray, penalty: 
     return record, rows
 
 
+@pytest.mark.slow
 def test_trains_a_path_and_saves_its_pick(tmp_path: Path, path: Callable[[str], Any]) -> None:
     out = tmp_path / "new" / "folder"
     out.parent.mkdir()

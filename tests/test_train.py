@@ -438,6 +438,7 @@ def test_a_batch_that_fails_fixes_no_shape(wing):
     refused(wing, lambda: step(state, hyper, more), ValueError, "'other'.* but the first one had")
 
 
+@pytest.mark.slow
 def test_many_ensembles_in_one_process():
     """torch.compile allows eight programs for one code object; every number of members and every loss is one."""
     fr = funcreg.torch
