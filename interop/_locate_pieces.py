@@ -10,8 +10,9 @@ from ._compare import leaf_of
 from ._cuts import AFTER, ARRIVED, COMPUTED, GIVEN, INPUT, OUT, PARAM, RETURNED, key
 from ._locate_runs import GRADIENT, Runs, argument_of
 from ._measure import compare
+from ._text import ORDER
 from ._twins import Call, Group
-from .location import SEVERITY, Layer, Location, worst_leaf, worst_of
+from .location import Layer, Location, worst_leaf, worst_of
 from .report import Leaf
 from .verdict import Evidence, Verdict, by_conditioning
 
@@ -33,7 +34,7 @@ def judged(runs: Runs) -> Location:
     rows = leaves.rows()
     pieces = sorted(
         (piece for piece in _pieces(runs, leaves) if piece.leaf.verdict is not Verdict.ROUNDING),
-        key=lambda piece: (-SEVERITY.index(piece.leaf.verdict), piece.direction == BACKWARD),
+        key=lambda piece: (ORDER.index(piece.leaf.verdict), piece.direction == BACKWARD),
     )
     first = pieces[0] if pieces else Piece("", "", _NOTHING)
     reasons = [*_about(pieces), *_parameters_that_differ(runs), *runs.plan.notes, *_layouts(runs), *_statistics(runs)]

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._text import short
+from ._text import ORDER, short
 from .report import Leaf, as_json
 from .verdict import Verdict
 
-SEVERITY = (Verdict.ROUNDING, Verdict.INCONCLUSIVE, Verdict.SEMANTIC)
 _SHOWN = 60  # rows of the table; beyond, those that agree are left out
 
 
@@ -101,7 +100,7 @@ class Location:
 
 
 def worst_of(verdicts: Sequence[Verdict]) -> Verdict:
-    return max((Verdict.ROUNDING, *verdicts), key=SEVERITY.index)
+    return min((Verdict.ROUNDING, *verdicts), key=ORDER.index)
 
 
 def worst_leaf(leaves: Sequence[Leaf]) -> Leaf | None:
@@ -109,7 +108,7 @@ def worst_leaf(leaves: Sequence[Leaf]) -> Leaf | None:
 
     def rank(leaf: Leaf) -> tuple[int, float]:
         agrees = leaf.verdict is Verdict.ROUNDING
-        return SEVERITY.index(leaf.verdict), leaf.judgement.excess if agrees and leaf.judgement else 0.0
+        return -ORDER.index(leaf.verdict), leaf.judgement.excess if agrees and leaf.judgement else 0.0
 
     return max(leaves, key=rank, default=None)
 

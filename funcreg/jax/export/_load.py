@@ -20,6 +20,7 @@ from ..._manifest import Manifest, checked_bytes, manifest_path, read
 from .. import _wing
 from . import _cases
 from ._inputs import spec_of
+from ._report import report
 from ._step import SUFFIX, require_flatbuffers
 
 
@@ -153,15 +154,7 @@ def verify_exported(path: str | PathLike[str]) -> ExportReport:
             f"at {found.first}, which is more than {TOLERANCE} times rounding. Recorded with jax "
             f"{manifest.framework_version}, run with jax {said['jax']}"
         )
-    return ExportReport(
-        file,
-        manifest,
-        found.compared,
-        not found.different,
-        found.worst_abs,
-        found.worst_ulp,
-        time.perf_counter() - started,
-    )
+    return report(file, manifest, found, started)
 
 
 def _manifest(where: str, file: Path) -> Manifest:

@@ -20,6 +20,7 @@ from ..._export_sizes import combinations, to_check
 from ..._manifest import FileSpec, Manifest, MethodSpec, manifest_path
 from . import _cases
 from ._inputs import flatten_outputs, spec_of, take_apart
+from ._report import report
 from ._trace import trace
 
 SUFFIX = ".jax"
@@ -136,15 +137,7 @@ def export_step(
         checked = {"compared": found.compared, "bitwise": not found.different, "platforms": list(platforms), **said}
         manifest = replace(draft, self_check=checked)
         described.write_text(manifest.to_json(), encoding="utf-8")
-    return ExportReport(
-        file,
-        manifest,
-        found.compared,
-        not found.different,
-        found.worst_abs,
-        found.worst_ulp,
-        time.perf_counter() - started,
-    )
+    return report(file, manifest, found, started)
 
 
 def require_flatbuffers(where: str) -> None:

@@ -46,11 +46,11 @@ A penalty's methods are called by name: `module.get_method("prox")({inputs})`.
     method = report.manifest.methods["forward"]
     names = {"input_names": list(method.inputs), "output_names": [f"new.{name}" for name in method.outputs]}
     torch.onnx.export(program, (), "step.onnx", dynamo=True, optimize=False, **names)
-    torch._inductor.aoti_compile_and_package(program, package_path="/tmp/step.aoti.pt2")  # needs a C++ compiler
+    torch._inductor.aoti_compile_and_package(program, package_path=os.path.abspath("step.aoti.pt2"))
 
 ONNX, which needs onnx and onnxscript, has no name twice; its optimizer (onnxscript 0.7.2) breaks graphs with a clamp.
-An AOTInductor package is compiled for one instruction set, differs in the last bits, and looks at the shapes of its
-inputs only if the environment variable AOTI_RUNTIME_CHECK_INPUTS is 1.
+An AOTInductor package needs a C++ compiler, is for one instruction set, differs in the last bits, and looks at the
+shapes of its inputs only if the environment variable AOTI_RUNTIME_CHECK_INPUTS is 1.
 
 **Limits.** A loaded file is a program: load only what you trust (`load_exported(path, trusted=True)`). Under
 `torch.func.vmap` some operations fix a dynamic dimension (indexing by labels, slices, `cat`, `layer_norm`, `gelu`),
