@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ._penalty import AnyPenalty, Rule, make, one_of
+from ._checks import one_of
+from ._penalty import AnyPenalty, make
+from ._rule import Rule
 
 Axes = int | Sequence[int] | None
 

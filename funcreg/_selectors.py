@@ -220,3 +220,38 @@ class Selector:
         raise ValueError(
             f"{where}: the tree of bools says nothing about the leaf {name!r}; it names {', '.join(flags)}"
         )
+
+
+_NO_SELECTOR = (
+    "on: expected a glob, a list of globs, a role (weights, biases, norms), a function (name, leaf) -> bool or a tree "
+    "of bools, got "
+)
+
+
+def selector_of(wing: Any, given: Any) -> Selector:
+    """What was given to `.on` as a selector, or TypeError."""
+    if isinstance(given, str) or (isinstance(given, (list, tuple)) and all(isinstance(g, str) for g in given)):
+        globs = (given,) if isinstance(given, str) else tuple(given)
+        if not globs:
+            raise TypeError("on: an empty list selects nothing; give at least one glob")
+        for glob in globs:
+            check_glob(glob, "on")
+        return Selector(globs=globs)
+    # A model can be called, but says nothing about a leaf. callable() first: torch.compile cannot trace __mro__.
+    model = callable(given) and any(cls.__name__ == "Module" for cls in type(given).__mro__)
+    try:
+        flat = wing.flatten(given, scalars=True)
+    except TypeError:
+        if callable(given) and not model:
+            return Selector(function=given)
+        raise TypeError(_NO_SELECTOR + type(given).__name__) from None
+    flags = tuple(zip(flat.names, flat.leaves, strict=True))
+    wrong = [name for name, flag in flags if not isinstance(flag, bool)]
+    if callable(given) and not model and (wrong or not flags):
+        function: Callable[[str, Any], Any] = given
+        return Selector(function=function)
+    globs_among = isinstance(given, (list, tuple)) and any(isinstance(g, str) for g in given)
+    if wrong or not flags or globs_among:
+        raise TypeError(_NO_SELECTOR + type(given).__name__ + (f" with the leaf {wrong[0]!r}" if wrong else ""))
+    flat.check_names("on")
+    return Selector(flags=flags)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from . import _penalty
+from . import _rule, _trees
 from ._flat import form
-from ._penalty import Flat, Penalty
+from ._penalty import Penalty
+from ._trees import Flat
 
 
 class Parts(NamedTuple):
@@ -63,12 +64,12 @@ def add_penalty_gradient(penalty_class: type[Penalty], penalty: Any) -> tuple[Ca
         check_state(where, state, AddPenaltyGradientState)
         current = at(penalty_class, where, penalty, state.count)
         current.check_grad(where)
-        flat, leaves = _penalty.align(wing, where, params, updates=updates)
+        flat, leaves = _trees.align(wing, where, params, updates=updates)
         new = []
         for x, u, bound in zip(flat.leaves, leaves["updates"], current.bind(params)[1], strict=True):
             up = wing.upcast(u)
             # of the upcast parameter: small gradients of half precision would vanish before they are added
-            new.append(wing.downcast(up + wing.cast(_penalty.grad_leaf(wing, wing.upcast(x), bound), up), u))
+            new.append(wing.downcast(up + wing.cast(_rule.grad_leaf(wing, wing.upcast(x), bound), up), u))
         return flat.rebuild_zeros(new), AddPenaltyGradientState(wing.increment(state.count))
 
     return init, update
@@ -106,7 +107,7 @@ class Proximal:
         check_params(self.where, params)
         if self.master_dtype is not None:
             trees["master"] = state.master
-        flat, lists = _penalty.align(wing, self.where, params, updates=updates, **trees)
+        flat, lists = _trees.align(wing, self.where, params, updates=updates, **trees)
         self._check_leaves(flat)
         points = lists.pop("master", flat.leaves)
         grads = [wing.downcast(g, x) for g, x in zip(lists.pop("updates"), points, strict=True)]

@@ -22,7 +22,8 @@ from torch import Tensor
 import funcreg.jax
 import funcreg.torch
 from funcreg import _selectors
-from funcreg._penalty import Part, Penalty, Rule
+from funcreg._penalty import Part, Penalty
+from funcreg._rule import Rule
 from funcreg._selectors import Selector
 
 from . import arrays

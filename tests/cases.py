@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import oracles
-from funcreg._penalty import NoGradError, NoProxError
+from funcreg._rule import NoGradError, NoProxError
 from wings import Wing
 
 STEP = 0.5  # with the strengths below, thresholds are exact in every dtype, half precision included

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 
-from funcreg._penalty import NoGradError, NoProxError
+from funcreg._rule import NoGradError, NoProxError
 from wings import JAX, TORCH, dtype_name, each_wing
 
 

@@ -14,8 +14,8 @@ from jax import Array, tree_util
 from jax.typing import ArrayLike
 
 from .. import _penalty
-from .._penalty import Flat
 from .._selectors import leaf_name
+from .._trees import Flat
 
 Params = Any  # any pytree of arrays: linen variables, nnx states, equinox modules, dicts
 Strength = ArrayLike

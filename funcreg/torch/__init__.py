@@ -24,10 +24,10 @@ what they raise: NoProxError, NoGradError, Interrupted.
 """
 
 # bookkeeping: combinators, selectors, errors
-from .._penalty import NoGradError as NoGradError
-from .._penalty import NoProxError as NoProxError
-from .._penalty import anchored as anchored
-from .._penalty import layerwise as layerwise
+from .._combinators import anchored as anchored
+from .._combinators import layerwise as layerwise
+from .._rule import NoGradError as NoGradError
+from .._rule import NoProxError as NoProxError
 from .._selectors import biases as biases
 from .._selectors import norms as norms
 from .._selectors import weights as weights

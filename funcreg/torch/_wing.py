@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .. import _penalty
-from .._penalty import Flat
 from .._selectors import leaf_name
+from .._trees import Flat
 
 Params = Any  # a tree of tensors: a dict[str, Tensor] as torch.func uses, or any pytree
 Strength = float | Tensor

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _penalty
-from .._penalty import Bound
+from .. import _rule
+from .._rule import Bound
 from .._training import check_penalty
 from . import _wing
 from ._wing import Penalty
@@ -109,7 +109,7 @@ class Handle:
         flat, bound = penalty.bind({name: p.detach() for name, p in params.items()})
         chosen: dict[Tensor, tuple[str, list[Bound]]] = {}
         for name, p, parts in zip(flat.names, own, bound, strict=True):
-            _penalty.plan(name, parts)
+            _rule.plan(name, parts)
             if parts:
                 if p.dtype.itemsize < 4:
                     raise ValueError(
@@ -164,7 +164,7 @@ class Handle:
                     for block, bound in _blocks([p, *tensors], parts):
                         here, *rest = block
                         moved, step = rule(bound, *rest)
-                        here.copy_(_penalty.prox_leaf(_wing, name, bound, moved, step))
+                        here.copy_(_rule.prox_leaf(_wing, name, bound, moved, step))
 
 
 # One method per optimizer: from a parameter after the step, its value before, its group and its state, to the tensors
@@ -205,7 +205,7 @@ def _adam(p: Tensor, old: Tensor, group: dict[str, Any], state: dict[str, Any]) 
     decay = 1 - lr * group["weight_decay"] if group.get("decoupled_weight_decay") else 1.0
 
     def rule(bound: list[Bound], old: Tensor, mean: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        guard = _penalty.guard_leaf(_wing, old, bound)
+        guard = _rule.guard_leaf(_wing, old, bound)
         step = _metric_step((second / second_scale).sqrt_(), mean_square, guard, eps, lr)
         move = (step * mean).div_(mean_scale)
         return torch.sub(old if decay == 1.0 else decay * old, move, out=move), step
@@ -219,7 +219,7 @@ def _rmsprop(p: Tensor, old: Tensor, group: dict[str, Any], state: dict[str, Any
     lr, eps, weight_decay = _number(group["lr"]), group["eps"], group["weight_decay"]
 
     def rule(bound: list[Bound], old: Tensor, grad: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        step = _metric_step(second.sqrt(), mean_square, _penalty.guard_leaf(_wing, old, bound), eps, lr)
+        step = _metric_step(second.sqrt(), mean_square, _rule.guard_leaf(_wing, old, bound), eps, lr)
         return old - step * (grad + weight_decay * old), step
 
     assert p.grad is not None

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from funcreg import _penalty
-from funcreg._penalty import Bound
+from funcreg import _rule
+from funcreg._rule import Bound
 from funcreg.jax import _wing
 from funcreg.jax._transform import adam_metric
 
@@ -37,10 +37,10 @@ def proximal_step(
     if optimizer == "SGD":
         point, step, kept = _sgd(leaf, hyper)
     else:
-        guard = _penalty.guard_leaf(_wing, leaf.old, bound)
+        guard = _rule.guard_leaf(_wing, leaf.old, bound)
         point, step = (_rmsprop if optimizer == "RMSprop" else _adam)(leaf, hyper, guard)
         kept = {}
-    return _penalty.prox_leaf(_wing, name, bound, point, step), kept
+    return _rule.prox_leaf(_wing, name, bound, point, step), kept
 
 
 def _sgd(leaf: Stepped, hyper: Mapping[str, Any]) -> tuple[Array, Array, dict[str, Array]]:

@@ -10,7 +10,7 @@ from flax import serialization
 from torch import Tensor
 from torch.optim import Optimizer
 
-from funcreg._penalty import Bound
+from funcreg._rule import Bound
 from funcreg._selectors import leaf_name
 from funcreg.jax._wing import paths_and_leaves
 from funcreg.torch.attach import Handle

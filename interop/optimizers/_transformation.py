@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from funcreg._penalty import Bound
+from funcreg._rule import Bound
 from funcreg.jax._wing import Penalty
 
 from ._proximal import Stepped, proximal_step

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from ..._penalty import Rule, make
+from ..._penalty import make
+from ..._rule import Rule
 from .._wing import Penalty, Strength
 
 

@@ -3,7 +3,7 @@
 from jax import Array
 from jax.typing import ArrayLike
 
-from ..._penalty import check_strength
+from ..._checks import check_strength
 from .._wing import Penalty, Strength
 from . import l1 as _l1
 from . import l2 as _l2

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from ..._penalty import Rule, make
+from ..._penalty import make
+from ..._rule import Rule
 from .._kinks import absolute
 from .._wing import Penalty, Strength, check_step
 

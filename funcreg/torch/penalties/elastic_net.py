@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..._penalty import check_strength
+from ..._checks import check_strength
 from .._wing import Penalty, Strength
 from . import l1 as _l1
 from . import l2 as _l2

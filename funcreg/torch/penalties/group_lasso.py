@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._group_axes import Axes, make_group_lasso, resolve_group
-from ..._penalty import Rule
+from ..._rule import Rule
 from .._kinks import norm, scale
 from .._wing import Penalty, Strength, check_step, settled
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..._penalty import Rule, make
+from ..._penalty import make
+from ..._rule import Rule
 from .._kinks import absolute, sign
 from .._wing import Penalty, Strength, check_step
 

@@ -1,7 +1,7 @@
 """Sparse group lasso: the sum of l1 and group_lasso, and nothing of its own."""
 
+from ..._checks import check_strength
 from ..._group_axes import Axes, check_groups
-from ..._penalty import check_strength
 from .._wing import Penalty, Strength
 from .group_lasso import group_lasso
 from .l1 import l1 as _l1
