@@ -7,7 +7,6 @@ of what it was: optax adds an update, which is a float64 number, where PyTorch a
 
 import copy
 import inspect
-import itertools
 import sys
 
 import flax.linen as nn
@@ -28,7 +27,7 @@ from interop.links import Link
 from interop.optimizers import TorchOptimizerState
 
 ULP = 16
-BEFORE, STEPS, AFTER = 7, 20, 5
+BEFORE, STEPS = 7, 20
 
 
 class Dense(torch.nn.Module):
@@ -152,58 +151,16 @@ def ulps(pair, params, net):
     )
 
 
-def product(cls, *also, **options):
-    """Every combination of options, and what is added to each of them."""
-    for values in itertools.product(*options.values()):
-        for more in also or ({},):
-            yield cls, {**dict(zip(options, values, strict=True)), **more}
-
-
-BOTH = {"weight_decay": (0.0, 0.1), "maximize": (False, True)}
-DECOUPLED = {**BOTH, "decoupled_weight_decay": (False, True)}
-MOMENTA = ({}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.3}, {"momentum": 0.9, "nesterov": True})
-MUST = [
-    *product(torch.optim.SGD, *MOMENTA, lr=(0.01,), **BOTH),
-    *product(torch.optim.Adam, lr=(0.01,), amsgrad=(False, True), **DECOUPLED),
-    *product(torch.optim.AdamW, lr=(0.01,), amsgrad=(False, True), **BOTH),
-    *product(torch.optim.RMSprop, lr=(0.001,), centered=(False, True), momentum=(0.0, 0.9), **BOTH),
-    *product(torch.optim.Adagrad, lr=(0.01,), lr_decay=(0.0, 0.1), initial_accumulator_value=(0.0, 0.5), **BOTH),
-    *product(torch.optim.Adamax, lr=(0.01,), **BOTH),
-    *product(torch.optim.Adadelta, lr=(0.5,), **BOTH),
-    *product(torch.optim.NAdam, lr=(0.01,), momentum_decay=(0.0, 0.004), **DECOUPLED),
-    *product(torch.optim.RAdam, lr=(0.01,), **DECOUPLED),
-]
+CLASSES = (
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad),
+    *(torch.optim.Adamax, torch.optim.Adadelta, torch.optim.NAdam, torch.optim.RAdam),
+)
 
 
 def label(value):
     if isinstance(value, type):
         return value.__name__
     return "-".join(k if v is True else f"{k}={v}" for k, v in value.items() if v) or "plain"
-
-
-@pytest.mark.parametrize(("cls", "options"), MUST, ids=label)
-def test_a_run_that_changes_sides_goes_on_as_if_it_had_not(cls, options, x64):
-    """Recorded gradients: 7 steps in PyTorch, 20 in JAX, 5 in PyTorch again, against 32 in PyTorch."""
-    net = away_from_zero(Dense())
-    optimizer = cls(net.parameters(), **options)
-    grads = draw(net, BEFORE + STEPS + AFTER)
-    torch_steps(net, optimizer, grads[:BEFORE])
-    with x64():
-        pair = dense_pair(net)
-        tx, state = pair.optimizer_to_jax(optimizer)
-        params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads[BEFORE:-AFTER])
-        torch_steps(net, optimizer, grads[BEFORE:-AFTER])
-        assert ulps(pair, params, net) <= ULP
-
-        back = away_from_zero(Dense())
-        pair = dense_pair(back)
-        load(back, pair, params)
-        fresh = cls(back.parameters(), **options)
-        pair.optimizer_to_torch(state, fresh)
-    torch_steps(net, optimizer, grads[-AFTER:])
-    torch_steps(back, fresh, grads[-AFTER:])
-    assert ulps(pair, back, net) <= ULP
-    assert shape_of(fresh) == shape_of(optimizer)
 
 
 def shape_of(optimizer):
@@ -216,22 +173,13 @@ def shape_of(optimizer):
     return state, saved["param_groups"]
 
 
-CLASSES = list(dict.fromkeys(cls for cls, _ in MUST))
-FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
-FLAGS = [
-    (cls, flag) for cls in CLASSES for flag in ("foreach", "differentiable", "tensor_lr", "differentiable tensor_lr")
-]
-FLAGS += [(cls, "fused") for cls in FUSED]
-FLAGS += [(torch.optim.Adam, "differentiable amsgrad"), (torch.optim.NAdam, "differentiable decoupled_weight_decay")]
-
-
-@pytest.mark.parametrize(("cls", "flag"), FLAGS)
-def test_flags_of_the_implementation_change_nothing_but_rounding(cls, flag, x64):
-    flags = flag.split()
+@pytest.mark.parametrize("flags", ["foreach", "fused", "tensor_lr", "fused tensor_lr", "differentiable tensor_lr"])
+def test_a_state_goes_back_into_the_optimizer_whose_flags_it_followed(flags, x64):
+    flags = flags.split()
     lr = torch.tensor(0.01, dtype=torch.float64) if "tensor_lr" in flags else 0.01
     options = {"lr": lr, "weight_decay": 0.1} | {name: True for name in flags if name != "tensor_lr"}
     net = away_from_zero(Dense())
-    optimizer = cls(net.parameters(), **options)
+    optimizer = torch.optim.Adam(net.parameters(), **options)
     grads = draw(net, 12)
     torch_steps(net, optimizer, grads[:4])
     with x64():

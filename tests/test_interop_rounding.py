@@ -5,6 +5,7 @@ compiled to multiply-adds of one rounding, as they are on every x86 of the last 
 a library that rounds one in a hundred the other way, which is why not all bits are asked for.
 """
 
+import copy
 from fractions import Fraction
 
 import jax
@@ -154,3 +155,62 @@ def test_compiled_steps_are_pytorchs_bit_for_bit(cls, options, share, scale, x64
     if scale == 1.0:
         assert np.mean(got == wanted) >= share
     assert np.max(np.abs(got - wanted) / np.spacing(largest.numpy())) <= 4
+
+
+def nudged(optimizer, net, seed):
+    """A copy of the run with every parameter moved by one unit in the last place."""
+    twin = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in twin.parameters():
+            up = torch.rand(p.shape, generator=generator) < 0.5
+            p.copy_(torch.nextafter(p, torch.where(up, torch.inf, -torch.inf).to(p.dtype)))
+    again = type(optimizer)(twin.parameters())
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return again, twin
+
+
+def apart(values, net):
+    """In units in the last place of the largest entry."""
+    pairs = [(x.detach(), p.detach()) for x, p in zip(values, net.parameters(), strict=True)]
+    return max(float((x - p).abs().max() / np.spacing(float(p.abs().max()))) for x, p in pairs)
+
+
+@pytest.mark.parametrize(("centered", "seed"), [(True, 2), (True, 6), (False, 2)])
+def test_an_ulp_grows_in_a_centered_rmsprop_as_in_pytorch_itself(centered, seed, x64):
+    """The variance of a gradient that hardly changes is a small difference, whose root the step is divided by."""
+    torch.manual_seed(seed)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)).double()
+    options = {"alpha": 0.5, "momentum": 0.9, "weight_decay": 0.1, "maximize": True, "centered": centered}
+    optimizer = torch.optim.RMSprop(net.parameters(), lr=0.001, **options)
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(64, n, generator=generator, dtype=torch.float64) for n in (4, 2))
+
+    def grads():
+        return torch.autograd.grad(((net(x) - y) ** 2).mean(), list(net.parameters()))
+
+    def step(optimizer, net, grads):
+        for p, g in zip(net.parameters(), grads, strict=True):
+            p.grad = g
+        optimizer.step()
+
+    for _ in range(7):
+        step(optimizer, net, grads())
+    others = [nudged(optimizer, net, i) for i in range(3)]
+    with x64():
+        leaves = {name: {"kernel": np.zeros((i, o)), "bias": np.zeros(o)} for name, i, o in (("a", 4, 5), ("b", 5, 2))}
+        pair = interop.match(net, leaves)
+        tx, state = pair.optimizer_to_jax(optimizer)
+        params, update = pair.to_jax(net), jax.jit(tx.update)
+        for _ in range(20):
+            given = grads()
+            names = [name for name, _ in net.named_parameters()]
+            there = pair.parameters_to_jax(dict(zip(names, given, strict=True)))
+            for each in ((optimizer, net), *others):
+                step(*each, [g.clone() for g in given])
+            updates, state = update(there, state, params)
+            params = optax.apply_updates(params, updates)
+        ours = apart(pair.parameters_to_torch(params).values(), net)
+    theirs = max(apart(twin.parameters(), net) for _, twin in others)
+    assert (theirs > 30) == centered
+    assert ours <= (4 * theirs if centered else 16)

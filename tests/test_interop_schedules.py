@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler as schedulers
 
 import interop
 import interop.optimizers
+from interop.optimizers import schedules
 from interop.optimizers.schedules import rates_of
 
 HORIZON = 12
@@ -97,17 +98,71 @@ def now(optimizer):
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_rates_are_those_of_torch_from_any_step_on(name, x64):
+def test_rates_are_those_of_torch_from_any_step_on(name, x64, monkeypatch):
+    """As long as the table lasts, all bits; behind it the closed forms, as long as they have been for PyTorch."""
+    monkeypatch.setattr(schedules, "TABLE", HORIZON)
     for start in (0, 1, 4, 5, 9, 13, 25):
         net, optimizer, scheduler = two_groups(KNOWN[name])
         advance(optimizer, scheduler, start)
         with x64():
             rates = rates_of("", scheduler, optimizer, 1)
-            got = np.stack(jax.vmap(rates)(jnp.arange(3 * HORIZON, dtype=jnp.int32)), axis=1)
-        for rate in got:
-            assert np.all(np.abs(rate - now(optimizer)) <= 1e-12 * np.maximum(now(optimizer), 1e-4)), (start, rate)
+            got = np.stack(jax.vmap(rates)(jnp.arange(4 * HORIZON, dtype=jnp.int32)), axis=1)
+        for i, rate in enumerate(got):
+            far = 0.0 if i < HORIZON else 1e-12
+            assert np.all(np.abs(rate - now(optimizer)) <= far * np.maximum(now(optimizer), 1e-4)), (start, i, rate)
             assert np.all(rate >= 0)
             advance(optimizer, scheduler)
+
+
+def test_the_table_of_rates_is_long_and_leaves_the_scheduler_where_it_was(x64):
+    """Thousands of steps, bit for bit, also of a rate that is a float32 tensor, which PyTorch rounds at every step."""
+    for lr in (0.1, torch.tensor(0.1, dtype=torch.float64), torch.tensor(0.1)):
+        net = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+        scheduler = schedulers.SequentialLR(
+            optimizer, [linear(optimizer), schedulers.CosineAnnealingLR(optimizer, 3000)], [4]
+        )
+        advance(optimizer, scheduler, 3)
+        before, rate = scheduler.state_dict(), float(now(optimizer)[0])
+        with x64():
+            got = jax.vmap(rates_of("", scheduler, optimizer, 1))(jnp.arange(schedules.TABLE, dtype=jnp.int32))[0]
+        assert (scheduler.state_dict(), float(now(optimizer)[0])) == (before, rate)
+        wanted = []
+        for _ in range(2500):
+            wanted.append(now(optimizer)[0])
+            advance(optimizer, scheduler)
+        np.testing.assert_array_equal(got[:2500], wanted)
+
+
+def test_a_warm_up_and_a_cosine_take_parameters_where_they_take_them_in_torch(x64):
+    """The rates of a recursion are many roundings off their closed form, and a parameter is the sum of its steps."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 1)).double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(0.001)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    scheduler = KNOWN["warm-up, cosine"](optimizer)
+    rng = np.random.default_rng(0)
+    grads = [{name: torch.tensor(rng.uniform(-2, -1, p.shape)) for name, p in net.named_parameters()} for _ in range(27)]
+
+    def step(grad):
+        for name, p in net.named_parameters():
+            p.grad = grad[name]
+        advance(optimizer, scheduler)
+
+    for grad in grads[:7]:
+        step(grad)
+    with x64():
+        pair = pair_of(net)
+        tx, state = pair.optimizer_to_jax(optimizer, scheduler)
+        params, update = pair.to_jax(net), jax.jit(tx.update)
+        for grad in grads[7:]:
+            updates, state = update(pair.parameters_to_jax(grad), state, params)
+            params = optax.apply_updates(params, updates)
+            step(grad)
+        for name, got in pair.parameters_to_torch(params).items():
+            want = net.get_parameter(name).detach()
+            assert np.max(np.abs((got - want).numpy()) / np.spacing(want.abs().numpy())) <= 2, name
 
 
 @pytest.mark.parametrize("name", ["polynomial", "cosine", "warm-up, restarts", "a sequence in a sequence", "chained"])
@@ -284,6 +339,7 @@ def fraction(optimizer):
         ),
         (lambda o: schedulers.ReduceLROnPlateau(o), "ReduceLROnPlateau, which decides by the values of the loss"),
         (lambda o: schedulers.LinearLR(o, 0.5, 1.0, 0), "LinearLR, with total_iters=0"),
+        (lambda o: schedulers.ConstantLR(o, 0.0, 5), "ConstantLR, which fails in PyTorch 5 steps from now: float div"),
         (
             lambda o: schedulers.ChainedScheduler([KNOWN["cosine"](o), linear(o)]),
             "CosineAnnealingLR, inside a ChainedScheduler",
@@ -427,6 +483,17 @@ def test_wrong_arguments_are_refused():
     other = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="the scheduler belongs to another optimizer"):
         pair.optimizer_to_jax(other, scheduler)
+
+
+@pytest.mark.parametrize("name", ["cosine", "warm restarts", "warm-up, cosine"])
+def test_a_scheduler_that_does_not_know_a_group_is_refused(name):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    optimizer = torch.optim.SGD([net[0].weight], lr=0.1)
+    scheduler = KNOWN[name](optimizer)
+    optimizer.add_param_group({"params": [net[0].bias], "lr": 0.2})
+    with pytest.raises(TypeError, match=r"Cosine\w+, made before group 1 was added, which it cannot step; make it aft"):
+        pair_of(net).optimizer_to_jax(optimizer, scheduler)
+    pair_of(net).optimizer_to_jax(optimizer, KNOWN["exponential"](optimizer))
 
 
 def stepped_by(make, epoch):

@@ -55,6 +55,11 @@ def root(x: Array) -> Array:
     return jnp.where(jnp.isnan(x), x, jnp.sqrt(x))
 
 
+def narrowed(x: Array, dtype: Any) -> Array:
+    """Rounded to half precision, also where a compiler would rather go on in float32."""
+    return lax.optimization_barrier(x.astype(dtype))
+
+
 def _upper(x: Array) -> Array:
     bits = lax.bitcast_convert_type(x, jnp.uint64)
     nearest = bits + jnp.asarray(_HALF, jnp.uint64)  # so that what is left has 26 bits and a sign

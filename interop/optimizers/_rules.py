@@ -18,13 +18,14 @@ computes with that tensor: "alone", or "and rate" if its rate is one as well.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import jax.numpy as jnp
 import torch
 from jax import Array
 
-from ._fma import fma, plus, quotient, root
+from ._fma import fma, narrowed, plus, quotient, root
 from ._tensor_step import corrections, over
 
 Leaf = dict[str, Array]
@@ -37,7 +38,7 @@ def sgd(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     if h["momentum"] == 0:
         return _add(p, d, -lr), {}
     # the first buffer is the gradient itself, without dampening
-    damped = _add(h["momentum"] * s["momentum_buffer"], d, 1 - h["dampening"])
+    damped = _add(_times(s["momentum_buffer"], h["momentum"]), d, 1 - h["dampening"])
     buffer = jnp.where(s["has_buffer"], damped, d)
     d = _add(d, buffer, h["momentum"]) if h["nesterov"] else buffer
     return _add(p, d, -lr), {"has_buffer": jnp.ones_like(s["has_buffer"]), "momentum_buffer": buffer}
@@ -47,7 +48,7 @@ def adam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     b1, b2 = h["betas"]
     p, d = _shrunk_or_decayed(p, g, h, lr)
     m = _lerp(s["exp_avg"], d, 1 - b1)
-    v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
+    v = _addcmul(_times(s["exp_avg_sq"], b2), d, d, 1 - b2)
     new = {"exp_avg": m, "exp_avg_sq": v}
     if h["amsgrad"]:  # the largest one before its correction
         v = new["max_exp_avg_sq"] = jnp.maximum(s["max_exp_avg_sq"], v)
@@ -55,23 +56,23 @@ def adam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
         t, is_tensor = s["counted"], h["tensor_step"] == "and rate"
         size = -over(lr, corrections(b1, t)[0], is_tensor)
         scale = corrections(b2, t)[1].astype(size.dtype) * size
-        denominator = quotient(root(v), scale) + _as(v, over(jnp.asarray(h["eps"], lr.dtype), size))
+        denominator = _plus(_quotient(_root(v), scale), over(jnp.asarray(h["eps"], lr.dtype), size))
         return _addcdiv(p, m, denominator, 1.0), new
-    denominator = quotient(root(v), _half_power(_one_minus_power(b2, s["step"]))) + h["eps"]
+    denominator = _plus(_quotient(_root(v), _half_power(_one_minus_power(b2, s["step"]))), h["eps"])
     return _addcdiv(p, m, denominator, -(lr / _one_minus_power(b1, s["step"]))), new
 
 
 def rmsprop(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     d = _decayed(p, g, h)
-    v = _addcmul(h["alpha"] * s["square_avg"], d, d, 1 - h["alpha"])
+    v = _addcmul(_times(s["square_avg"], h["alpha"]), d, d, 1 - h["alpha"])
     new = {"square_avg": v}
     if h["centered"]:
         mean = new["grad_avg"] = _lerp(s["grad_avg"], d, 1 - h["alpha"])
         v = _addcmul(v, mean, mean, -1.0)
-    average = root(v) + h["eps"]
+    average = _plus(_root(v), h["eps"])
     if h["momentum"] == 0:
         return _addcdiv(p, d, average, -lr), new
-    buffer = new["momentum_buffer"] = _addcdiv(h["momentum"] * s["momentum_buffer"], d, average, 1.0)
+    buffer = new["momentum_buffer"] = _addcdiv(_times(s["momentum_buffer"], h["momentum"]), d, average, 1.0)
     return _add(p, buffer, -lr), new
 
 
@@ -79,25 +80,25 @@ def adagrad(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     d = _decayed(p, g, h)
     rate = lr / plus(1.0, (s["step"] - 1) * h["lr_decay"])
     total = _addcmul(s["sum"], d, d, 1.0)
-    return _addcdiv(p, d, root(total) + h["eps"], -rate), {"sum": total}
+    return _addcdiv(p, d, _plus(_root(total), h["eps"]), -rate), {"sum": total}
 
 
 def adamax(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     b1, b2 = h["betas"]
     d = _decayed(p, g, h)
     m = _lerp(s["exp_avg"], d, 1 - b1)
-    largest = jnp.maximum(b2 * s["exp_inf"], jnp.abs(d) + h["eps"])
+    largest = jnp.maximum(_times(s["exp_inf"], b2), _plus(jnp.abs(d), h["eps"]))
     return _addcdiv(p, m, largest, -(lr / _one_minus_power(b1, s["step"]))), {"exp_avg": m, "exp_inf": largest}
 
 
 def adadelta(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     rho, eps = h["rho"], h["eps"]
     d = _decayed(p, g, h)
-    v = _addcmul(rho * s["square_avg"], d, d, 1 - rho)
-    delta = root(s["acc_delta"] + eps) / root(v + eps) * d
+    v = _addcmul(_times(s["square_avg"], rho), d, d, 1 - rho)
+    delta = _product(_ratio(_root(_plus(s["acc_delta"], eps)), _root(_plus(v, eps))), d)
     return _add(p, delta, -lr), {
         "square_avg": v,
-        "acc_delta": _addcmul(rho * s["acc_delta"], delta, delta, 1 - rho),
+        "acc_delta": _addcmul(_times(s["acc_delta"], rho), delta, delta, 1 - rho),
     }
 
 
@@ -111,8 +112,8 @@ def nadam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     mu_product = s["mu_product"] * _as(s["mu_product"], mu)
     product = _as(lr, mu_product)
     m = _lerp(s["exp_avg"], d, 1 - b1)
-    v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
-    denominator = root(quotient(v, _one_minus_power(b2, t))) + h["eps"]
+    v = _addcmul(_times(s["exp_avg_sq"], b2), d, d, 1 - b2)
+    denominator = _plus(_root(_quotient(v, _one_minus_power(b2, t))), h["eps"])
     if h["tensor_step"]:
         is_tensor = h["tensor_step"] == "and rate"
         following = plus(1.0, -(mu_product * _as(mu_product, mu_next)))
@@ -129,8 +130,8 @@ def radam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
     p, d = _shrunk_or_decayed(p, g, h, lr)
     t = s["step"]
     m = _lerp(s["exp_avg"], d, 1 - b1)
-    v = _addcmul(b2 * s["exp_avg_sq"], d, d, 1 - b2)
-    move = quotient(m, _one_minus_power(b1, t)) * _as(m, lr)
+    v = _addcmul(_times(s["exp_avg_sq"], b2), d, d, 1 - b2)
+    move = _times(_quotient(m, _one_minus_power(b1, t)), lr)
     longest = 2 / (1 - b2) - 1
     if longest > 5:  # the length of the average never exceeds it
         length = _average_length(b2, t)
@@ -138,8 +139,8 @@ def radam(p: Array, g: Array, s: Leaf, h: Hyper, lr: Array) -> Step:
         length = jnp.where(rectified, length, 6.0)  # any length whose root is real
         longest_terms = (longest - 4) * (longest - 2)
         rect = _half_power((length - 4) * (length - 2) * longest / (longest_terms * length))
-        adaptive = _as(v, _half_power(_one_minus_power(b2, t))) / (root(v) + h["eps"])
-        move = jnp.where(rectified, move * adaptive * _as(v, rect), move)
+        adaptive = _inverse(_plus(_root(v), h["eps"]), _half_power(_one_minus_power(b2, t)))
+        move = jnp.where(rectified, _times(_product(move, adaptive), rect), move)
     return _add(p, move, -1.0), {"exp_avg": m, "exp_avg_sq": v}
 
 
@@ -150,20 +151,78 @@ def _as(like: Array, x: Any) -> Array:
     return jnp.asarray(x).astype(like.dtype)
 
 
+def _kernel(operation: Callable[..., Array]) -> Callable[..., Array]:
+    """As a kernel of PyTorch's takes half precision: in float32, with one rounding at the end. Numbers stay wide."""
+
+    @wraps(operation)
+    def taken(first: Array, *others: Any) -> Array:
+        if first.dtype.itemsize >= 4:
+            return operation(first, *others)
+        wide = (x.astype(jnp.float32) if getattr(x, "dtype", None) == first.dtype else x for x in (first, *others))
+        return narrowed(operation(*wide), first.dtype)
+
+    return taken
+
+
+@_kernel
+def _times(x: Array, number: Any) -> Array:
+    return x * _as(x, number)
+
+
+@_kernel
+def _plus(x: Array, number: Any) -> Array:
+    return x + _as(x, number)
+
+
+@_kernel
+def _quotient(x: Array, number: Any) -> Array:
+    return quotient(x, number)
+
+
+@_kernel
+def _inverse(x: Array, number: Any) -> Array:
+    return _as(x, number) / x
+
+
+@_kernel
+def _product(x: Array, y: Array) -> Array:
+    return x * y
+
+
+@_kernel
+def _ratio(x: Array, y: Array) -> Array:
+    return x / y
+
+
+@_kernel
+def _root(x: Array) -> Array:
+    return root(x)
+
+
 def _add(a: Array, x: Array, alpha: Any) -> Array:
-    return fma(_as(a, alpha), x, a)
+    return _addmul(a, x, _as(a, alpha))  # the one kernel that takes its number in half precision
 
 
+@_kernel
+def _addmul(a: Array, x: Array, alpha: Array) -> Array:
+    return fma(alpha, x, a)
+
+
+@_kernel
 def _addcmul(a: Array, x: Array, y: Array, value: float) -> Array:
     return fma(value * x, y, a)
 
 
+@_kernel
 def _addcdiv(a: Array, x: Array, y: Array, value: Any) -> Array:
     return plus(a, _as(a, value) * x / y)
 
 
+@_kernel
 def _lerp(start: Array, end: Array, weight: float) -> Array:
-    return _add(start, end - start, weight) if weight < 0.5 else _add(end, end - start, -(1 - weight))
+    if weight < 0.5:
+        return fma(_as(start, weight), end - start, start)
+    return fma(_as(start, -(1 - weight)), end - start, end)
 
 
 def _half_power(x: Array) -> Array:
@@ -180,7 +239,7 @@ def _decayed(p: Array, g: Array, h: Hyper) -> Array:
 def _shrunk_or_decayed(p: Array, g: Array, h: Hyper, lr: Array) -> tuple[Array, Array]:
     if not h["decoupled_weight_decay"]:
         return p, _decayed(p, g, h)
-    return p * _as(p, plus(1.0, -(lr * h["weight_decay"]))), -g if h["maximize"] else g
+    return _times(p, plus(1.0, -(lr * h["weight_decay"]))), -g if h["maximize"] else g
 
 
 def _one_minus_power(beta: float, t: Array) -> Array:
