@@ -138,7 +138,7 @@ def _condition(traces: Sequence[Trace], run: Sequence[Sizes]) -> Any:
     return sympy.Or(*ways)
 
 
-def refusal(known: Known, variables: Mapping[str, str]) -> str | None:
+def refusal(where: str, known: Known, variables: Mapping[str, str]) -> str | None:
     """When a file must refuse sizes, in TorchScript; None if never.
 
     Raises:
@@ -147,7 +147,13 @@ def refusal(known: Known, variables: Mapping[str, str]) -> str | None:
     if known.condition == True:  # noqa: E712
         return None
     usual = [f"{variables[dim]} != {size}" for dim, sizes in known.special.items() for size in sizes]
-    return " and ".join([*usual, f"not ({_text(known.condition, variables)})"])
+    try:
+        return " and ".join([*usual, f"not ({_text(known.condition, variables)})"])
+    except NotImplementedError as error:
+        raise SpecializationError(
+            f"{where}: the file would be right for some sizes only, and cannot tell which ({error}, in "
+            f"{known.condition}); leave the dimension out of `dynamic`, and export a file for each size"
+        ) from None
 
 
 def _text(x: Any, variables: Mapping[str, str]) -> str:
@@ -170,5 +176,5 @@ def _text(x: Any, variables: Mapping[str, str]) -> str:
     if x.is_Relational:
         return f"({arguments[0]} {x.rel_op} {arguments[1]})"
     if name not in _INFIX:
-        raise SpecializationError(f"an assumption about sizes, {x}, cannot be written to the file")
+        raise NotImplementedError(f"{x} has no notation")
     return f"({_INFIX[name].join(arguments)})"

@@ -94,7 +94,7 @@ def method(
     """
     names = {node: f"v{i}" for i, node in enumerate(trace.module.graph.nodes)}
     lines = [f"def {name}(self, inputs: Dict[str, Tensor]) -> Dict[str, Tensor]:"]
-    lines += [f"    {line}" for line in _checks(trace, specs, refused, known, names)]
+    lines += [f"    {line}" for line in _checks(where, trace, specs, refused, known, names)]
     writer = _Writer(where, names, constant)
     for node in trace.module.graph.nodes:
         # TorchScript would leave these out, since they return nothing
@@ -118,6 +118,7 @@ def method(
 
 
 def _checks(
+    where: str,
     trace: Trace,
     specs: Mapping[str, ArraySpec],
     refused: Mapping[str, Sequence[int]],
@@ -149,7 +150,7 @@ def _checks(
                 lines += [f"if {size} != {first[dim][0]}:", f'    raise ValueError("{text}")']
     variables = {dim: variable for dim, (variable, _) in first.items()}
     seen = " + ".join(f'"{dim} = " + str({variable}) + ", "' for dim, variable in variables.items())
-    wrong = refusal(known, variables)
+    wrong = refusal(where, known, variables)
     if wrong:
         lines += [f"if {wrong}:", f'    raise ValueError({seen} + "{_UNKNOWN}")']
     return lines
