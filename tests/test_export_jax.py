@@ -69,6 +69,14 @@ def test_case(case, name):
         assert (got[key].dtype.name, got[key].shape) == (spec.dtype, shape)
 
 
+@pytest.mark.parametrize("name", ["prox_adam", "ensemble"])
+def test_files_of_fixed_sizes_have_the_bits_of_jit(tmp_path, name):
+    """What rounds in another way is the compiler, and only where a dimension is dynamic."""
+    function, example, _, outputs = CASES[name]()
+    report, _ = exported(tmp_path, function, example, {}, outputs)
+    assert report.bitwise and report.compared == 2 * len(report.manifest.methods["forward"].outputs)
+
+
 def test_outputs_are_fed_back_and_train(case):
     """Under the names of the wing, whatever optax calls its types."""
     (fn, example, _, _), report, loaded = case("prox_adam")

@@ -8,11 +8,14 @@ import time
 
 import numpy as np
 import pytest
+import sympy
 import torch
 import torch.nn.functional as F
+from torch.utils._sympy.functions import FloorDiv, Mod
 
 import funcreg.torch as fr
 from export_cases import BATCH, CLASSES, labels, logits, mlp
+from funcreg.torch.export import _sizes
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
 X = {"x": BATCH}
@@ -59,6 +62,20 @@ def halve_until_small(x):
     return x
 
 
+def table_and_catch(x):
+    try:
+        return x * {777: 2.0}[x.shape[0]]
+    except (KeyError, TypeError):
+        return x
+
+
+def branch_and_catch(x):
+    try:
+        return x * 2 if x.sum() > 1e9 else x
+    except Exception:
+        return x
+
+
 # What must not go through, with the error and a part of its message.
 SPECIALIZED = [
     ("int", lambda x: x * int(x.shape[0]), "dimension 0 ('batch') of the input 'x' becomes a fixed number, at"),
@@ -70,6 +87,10 @@ SPECIALIZED = [
     ("branch", lambda x: x.sum(0) if x.shape[0] > 10 else x.mean(0), "branches on dimension 0 ('batch') of the input"),
     ("one size", lambda x: x.sum(0) if x.shape[0] == 777 else x.mean(0), "branches on dimension 0 ('batch')"),
     ("product", lambda x: x.sum(0) if x.shape[0] ** 2 == 777**2 else x.mean(0), "branches on dimension 0 ('batch')"),
+    ("identity", lambda x: x.sum(0) if (x.shape[0] == 777) is True else x.mean(0), "branches on dimension 0 ('batch')"),
+    ("text", lambda x: x * len(str(x.shape[0])), "asks for the text of a size that is dynamic, at"),
+    ("format", lambda x: x * 2 if f"{x.shape}" == "(7, 4)" else x, "asks for the text of a size that is dynamic, at"),
+    ("key", table_and_catch, "asks for the hash of a size that is dynamic, at"),
     ("even", lambda x: x.sum(0) if x.shape[0] % 2 == 0 else x.mean(0), "branches on dimension 0 ('batch')"),
     ("kernel", lambda x: torch.cdist(x, x), "is another one where dimension 0 ('batch') of the input 'x' is 3 in"),
     ("larger", lambda x: x * max(x.shape), "branches on dimension 0 ('batch')"),
@@ -84,6 +105,7 @@ REFUSED = [
     ("float", lambda x: x * float(x.sum()), "ControlFlowError", "aten._local_scalar_dense"),
     ("if", lambda x: x if x.sum() > 0 else -x, "ControlFlowError", "Write branches with torch.where"),
     ("while", halve_until_small, "ControlFlowError", "looks at the numbers"),
+    ("caught", branch_and_catch, "ControlFlowError", "catches what torch.Tensor.__bool__ raises at"),
     ("index", lambda x: x[x[0, 0].long()], "ControlFlowError", "indexing with index_select or gather"),
     ("mask", lambda x: x[x > 0], "ControlFlowError", "the shape of a result depends on the numbers"),
     ("unique", lambda x: torch.unique(x), "ControlFlowError", "depends on the numbers"),
@@ -134,6 +156,82 @@ def test_size_one_is_checked_in_every_dimension(ones, tmp_path):
             {"x": torch.randn([4] * len(dims))},
             check_sizes=(1,),
         )
+
+
+@pytest.mark.parametrize(
+    "branch",
+    [
+        lambda n, m: n == 1 and m == 777,
+        lambda n, m: n == 1 and m > 100,
+        lambda n, m: n == 1 and int(m) == 777,
+        lambda n, m: m == 1 and n == 777,
+    ],
+)
+def test_a_branch_on_size_one_and_another_size(branch, tmp_path):
+    """A symbol is never 1: at that size of one dimension the others are symbols once more."""
+    example = {"x": torch.randn(4, 3), "y": torch.randn(6, 3)}
+    with pytest.raises(fr.export.SpecializationError, match="export_step, at [nm] = 1: .* of the input '[xy]'"):
+        export(
+            lambda x, y: x.sum() if branch(x.shape[0], y.shape[0]) else y.sum(),
+            tmp_path,
+            {"x": {0: "n"}, "y": {0: "m"}},
+            example,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_that_no_trace_has_reached_are_refused_by_the_file(tmp_path, monkeypatch):
+    """What a trace assumes, `n >= 16` in a convolution, is a condition of the file if no other trace has more."""
+
+    def fn(w, x):
+        return F.conv2d(x, w)
+
+    example = {"w": torch.randn(2, 1, 3, 3), "x": torch.randn(8, 1, 5, 5)}
+    monkeypatch.setattr(_sizes, "_telling_sizes", lambda assumptions: [])
+    with pytest.raises(fr.export.UnsupportedOpError, match=r"right for some sizes only .*batch >= 16.*leave 'pt2' out"):
+        export(fn, tmp_path, X, example, formats=("torchscript", "pt2"))
+    export(fn, tmp_path, X, example, check_sizes=(1, 5))
+    exported = fr.export.load_exported(tmp_path / "f.pt", trusted=True)
+    for size in (1, 5, 8, 16, 40):  # run, or assumed
+        given = {**example, "x": torch.randn(size, 1, 5, 5)}
+        assert torch.equal(exported(given)["output"], fn(**given))
+    for size in (2, 15):
+        with pytest.raises(torch.jit.Error, match=rf"batch = {size}, for which this file is not known to be right"):
+            exported({**example, "x": torch.randn(size, 1, 5, 5)})
+    with pytest.raises(ValueError, match="batch = 0 was not checked"):
+        exported({**example, "x": torch.randn(0, 1, 5, 5)})
+
+
+def test_conditions_on_sizes_in_torchscript():
+    """The notation of every kind of assumption, against what it says in Python."""
+    n, m = sympy.symbols("n m", integer=True, positive=True)
+    condition = (
+        (sympy.Ne(FloorDiv(n - 5, 3) * m, 2) & (Mod(n, 4) < m**2))
+        | (sympy.Max(n, m, 7) <= sympy.Min(2 * m, 9))
+        | sympy.Not(sympy.Eq(n, 3) & (n >= m))
+    )
+    text = _sizes.refusal("test", _sizes.Known(condition, {"n": [1], "m": []}), {"n": "a", "m": "b"})
+    assert text is not None
+    script = torch.jit.CompilationUnit(f"def f(a: int, b: int) -> bool:\n    return {text}\n")
+    answers = []
+    for a in range(1, 12):
+        for b in range(1, 12):
+            answers.append(script.f(a, b))
+            assert answers[-1] == (a != 1 and not condition.subs({n: a, m: b})), (a, b)
+    assert 0 < sum(answers) < len(answers)
+    assert _sizes.refusal("test", _sizes.Known(sympy.true, {"n": [1]}), {"n": "a"}) is None
+    with pytest.raises(fr.export.SpecializationError, match=r"^test: .*sin\(n\) has no notation"):
+        _sizes.refusal("test", _sizes.Known(sympy.sin(n) > 0, {}), {"n": "a"})
+
+
+def test_a_matrix_that_has_no_factor(tmp_path):
+    """What PyTorch raises about numbers, the file raises."""
+    eye = torch.eye(3)
+    export(lambda x: torch.linalg.cholesky(x), tmp_path, {}, {"x": eye * 2})
+    exported = fr.export.load_exported(tmp_path / "f.pt", trusted=True)
+    assert torch.equal(exported({"x": eye * 9})["output"], eye * 3)
+    with pytest.raises(torch.jit.Error, match="torch.linalg.cholesky: a matrix is singular, or not positive definite"):
+        exported({"x": -eye})
 
 
 @pytest.mark.parametrize("name, function, message", SPECIALIZED, ids=[row[0] for row in SPECIALIZED])

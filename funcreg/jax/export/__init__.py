@@ -22,8 +22,10 @@ the file with `jax.export` itself calls it with such a dictionary.
 **What is written.** Beside `step.jax` a manifest, `step.jax.json`, and recorded cases, `step.jax.safetensors`, of the
 form that `funcreg.torch.export` writes. Before they are put in place, a fresh process has loaded the file and returned
 every recorded output, at the example's sizes and at `check_sizes`, up to 32 times rounding: eps of its largest number,
-or what an ulp in the inputs does to it. The bits may differ, since the compiler rounds differently where a size is
-computed and not known. `python -m funcreg.jax.export verify step.jax` does that anywhere.
+or what an ulp in the inputs does to it. With `dynamic={}` the bits are those of `jax.jit`. With a dynamic dimension
+they differ, by 1 or 2 ulp in a step of `prox_adam`: the operations are the same, but they reach the compiler in another
+form, which it simplifies in another order, as when it multiplies by 1/s to divide by s.
+`python -m funcreg.jax.export verify step.jax` checks a file anywhere.
 
 **Limits.** Derivatives of the loaded function are not in the file: export them. Newer versions of JAX read the files of
 older ones for six months. Needs flatbuffers.

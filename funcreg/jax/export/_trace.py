@@ -80,9 +80,9 @@ def _refuse_comparisons(where: str, comparisons: list[tuple[str, str]]) -> None:
     if comparisons:
         text, place = comparisons[0]
         raise SpecializationError(
-            f"{where}: the function asks for {text}, at {place}, which JAX answers with no for a dynamic dimension: at "
-            "that size the file would be wrong. Write it without a branch on the size, or leave the dimension out of "
-            "`dynamic`, and export a file for each size"
+            f"{where}: the function asks for {text}, at {place}, and JAX has no true answer for a dynamic dimension: "
+            "at some sizes the file would be wrong. Write it without a branch on the size or its text, or leave the "
+            "dimension out of `dynamic`, and export a file for each size"
         )
 
 

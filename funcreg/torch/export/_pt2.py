@@ -7,6 +7,7 @@ import torch
 
 from ..._export_errors import UnsupportedOpError
 from ._inputs import Inputs, Tensors
+from ._sizes import Known
 from ._trace import Trace
 
 
@@ -23,12 +24,18 @@ class _Program(torch.nn.Module):
         return {name: x.clone() for name, x in zip(self.outputs, results, strict=True)}
 
 
-def save_pt2(where: str, trace: Trace, inputs: Inputs, path: Path) -> None:
+def save_pt2(where: str, trace: Trace, known: Known, inputs: Inputs, path: Path) -> None:
     """Write an ExportedProgram whose `module()(inputs)` takes and returns dicts of tensors by name.
 
     Raises:
-        UnsupportedOpError: torch.export, which looks at the sizes once more, does not take the graph.
+        UnsupportedOpError: torch.export, which looks at the sizes once more, does not take the graph; or a file would
+            have to refuse sizes, which only that of TorchScript can do.
     """
+    if known.condition != True:  # noqa: E712  sympy's own True
+        raise UnsupportedOpError(
+            f"{where}: the file is right for some sizes only ({known.condition}), and a pt2 file cannot refuse the "
+            "others; leave 'pt2' out of formats"
+        )
     primes = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
     example = inputs.resized(dict(zip(inputs.sizes, primes, strict=False)))
     shapes: dict[str, Any] = {

@@ -15,6 +15,7 @@ from torch.fx import Node
 from ..._export_errors import UnsupportedOpError
 from ..._manifest import ArraySpec
 from ._refusals import shares_memory
+from ._sizes import Known, refusal
 from ._trace import Trace
 
 # Every input goes through this method. Inputs are made contiguous because a graph may hold strides.
@@ -57,6 +58,7 @@ _INFIX = {
     operator.mod: "%",
     operator.truediv: "/",
 }
+_UNKNOWN = "for which this file is not known to be right; export the function with these sizes as its check_sizes"
 _ASSERTIONS = (torch.ops.aten._assert_async.msg, torch.ops.aten._assert_async.default)
 _CALLS = {torch.sym_float: "float", torch.sym_max: "max", torch.sym_min: "min"}
 
@@ -73,6 +75,7 @@ def method(
     trace: Trace,
     specs: Mapping[str, ArraySpec],
     refused: Mapping[str, Sequence[int]],
+    known: Known,
     constant: Mapping[str, str],
 ) -> str:
     """The source of a method `name(inputs: Dict[str, Tensor]) -> Dict[str, Tensor]` that computes a graph.
@@ -83,6 +86,7 @@ def method(
         trace: the graph.
         specs: dtype and shape of every input, in the order of the graph's.
         refused: for every dynamic dimension the sizes that were not checked.
+        known: for which sizes the graph is right.
         constant: the graph's own constants -> the attributes of the module that hold them.
 
     Raises:
@@ -90,12 +94,16 @@ def method(
     """
     names = {node: f"v{i}" for i, node in enumerate(trace.module.graph.nodes)}
     lines = [f"def {name}(self, inputs: Dict[str, Tensor]) -> Dict[str, Tensor]:"]
-    lines += [f"    {line}" for line in _checks(trace, specs, refused, names)]
+    lines += [f"    {line}" for line in _checks(where, trace, specs, refused, known, names)]
     writer = _Writer(where, names, constant)
     for node in trace.module.graph.nodes:
-        if node.target in _ASSERTIONS:  # TorchScript would leave it out, since it returns nothing
+        # TorchScript would leave these out, since they return nothing
+        if node.target in _ASSERTIONS:
             text = json.dumps(str(node.args[1]) if len(node.args) > 1 else "an assertion of the function failed")
             lines += [f"    if not bool({names[node.args[0]]}):", f"        raise ValueError({text})"]
+        elif node.target is torch.ops.aten._linalg_check_errors.default:
+            text = json.dumps(f"torch.{node.args[1]}: a matrix is singular, or not positive definite")
+            lines += [f"    if bool({names[node.args[0]]}.any()):", f"        raise ValueError({text})"]
         elif node.op in ("call_function", "get_attr"):
             lines.append(f"    {names[node]} = {writer.expression(node)}")
     seen = list(trace.placeholders)
@@ -110,7 +118,12 @@ def method(
 
 
 def _checks(
-    trace: Trace, specs: Mapping[str, ArraySpec], refused: Mapping[str, Sequence[int]], names: Mapping[Node, str]
+    where: str,
+    trace: Trace,
+    specs: Mapping[str, ArraySpec],
+    refused: Mapping[str, Sequence[int]],
+    known: Known,
+    names: Mapping[Node, str],
 ) -> list[str]:
     quoted = ", ".join(f'"{name}"' for name in specs)
     lines = [f"self._check_names(inputs, [{quoted}])"]
@@ -135,6 +148,11 @@ def _checks(
             else:
                 text = f"{dim} must be the same in the inputs {first[dim][1]} and {name}"
                 lines += [f"if {size} != {first[dim][0]}:", f'    raise ValueError("{text}")']
+    variables = {dim: variable for dim, (variable, _) in first.items()}
+    seen = " + ".join(f'"{dim} = " + str({variable}) + ", "' for dim, variable in variables.items())
+    wrong = refusal(where, known, variables)
+    if wrong:
+        lines += [f"if {wrong}:", f'    raise ValueError({seen} + "{_UNKNOWN}")']
     return lines
 
 

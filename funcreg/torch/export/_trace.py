@@ -33,6 +33,7 @@ from ..._export_errors import (
     UnsupportedOpError,
 )
 from ._inputs import Inputs
+from ._symbols import like_numbers
 from ._watch import LIBRARIES, Assumption, Watch, WatchedShapeEnv
 
 
@@ -58,18 +59,30 @@ class Trace:
         """The first assumption that does not hold at other sizes, or None."""
         values = {self.symbols[dim]: size for dim, size in sizes.items()}
         for assumption in self.env.assumptions:
-            if assumption.expression.xreplace(values) == False:  # noqa: E712  sympy's own False
+            if assumption.expression.xreplace(values) != True:  # noqa: E712  sympy's own True
                 return assumption
         return None
 
 
 def trace(
-    where: str, call: Callable[..., tuple[list[str], list[Tensor]]], inputs: Inputs, sizes: Mapping[str, int]
+    where: str,
+    call: Callable[..., tuple[list[str], list[Tensor]]],
+    inputs: Inputs,
+    sizes: Mapping[str, int],
+    fixed: Mapping[str, int],
 ) -> Trace:
     """Trace a function of the tensors of `inputs`, which returns the names and tensors of its outputs.
 
+    Args:
+        where: for errors.
+        call: the function.
+        inputs: the example.
+        sizes: stand-ins for the dimensions that are symbols.
+        fixed: the sizes of the others. Where there are any, PyTorch may assume what it likes, and only the function's
+            own branches are looked for: the graph is not for use.
+
     Raises:
-        ControlFlowError: the function looks at numbers.
+        ControlFlowError: the function looks at numbers, or catches an error.
         CapturedTensorError: it uses a tensor that is no argument.
         SpecializationError: it makes a dynamic dimension a number.
         ExportError: it fails in another way on tensors without numbers.
@@ -77,8 +90,9 @@ def trace(
     from torch._dynamo.source import ConstantSource  # the slowest of the imports
 
     calls: list[Any] = []
-    env = WatchedShapeEnv(calls)
-    symbols, dims = {}, {}
+    env = WatchedShapeEnv(calls, learns=not fixed)
+    symbols: dict[str, Any] = {}
+    dims: dict[str, Any] = dict(fixed)
     for dim, size in sizes.items():
         source = ConstantSource(dim)
         symbols[dim] = env.create_symbol(size, source, DimDynamic.DYNAMIC)
@@ -93,29 +107,59 @@ def trace(
             for name, x in inputs.tensors.items()
         ]
     outputs: list[str] = []
+    watch = Watch(calls)
 
     def run(*tensors: Tensor) -> list[Tensor]:
-        with Watch(calls):
+        with watch:
             outputs[:], results = call(*tensors)
         return results
 
+    uses: list[tuple[str, str]] = []
     try:
-        with enable_python_dispatcher():  # rules written in Python know symbols where C++ wants numbers
+        # rules written in Python know symbols where C++ wants numbers
+        with enable_python_dispatcher(), like_numbers() as uses:
             module = make_fx(run, tracing_mode="fake")(*fakes)
     except Exception as error:
+        _refuse_uses(where, uses)
         raise _explained(where, error, sizes) from error
+    _refuse_uses(where, uses)
+    _refuse_caught(where, watch)
     _fix_dtypes(module)
     module.graph.eliminate_dead_code()
     module.recompile()
+    assert len(env.assumptions) == len(env.guards) and not env.deferred_runtime_asserts
     traced = Trace(module, outputs, symbols, env, dict(sizes))
     for dim, symbol in symbols.items():
         if env.replace(symbol).is_number:
-            raise _specialized(where, dim, traced.failing({**sizes, dim: sizes[dim] + 1}), inputs)
+            raise specialized(where, dim, traced.failing({**sizes, dim: sizes[dim] + 1}), inputs)
     for assumption in env.assumptions:
         if assumption.own:
             dim = next(d for d, symbol in symbols.items() if symbol in assumption.expression.free_symbols)
-            raise _specialized(where, dim, assumption, inputs)
+            raise specialized(where, dim, assumption, inputs)
     return traced
+
+
+def _refuse_uses(where: str, uses: Sequence[tuple[str, str]]) -> None:
+    if uses:
+        use, place = uses[0]
+        raise SpecializationError(
+            f"{where}: the function asks for {use} of a size that is dynamic, at {place}, and the answer would be a "
+            "constant of the file. Remedy: no str(), f-string or print of x.shape, and no size as a key of a dict or a "
+            "set; or leave the dimension out of `dynamic`, and export a file for each size"
+        )
+
+
+def _refuse_caught(where: str, watch: Watch) -> None:
+    """Refuse a function that goes on after an error: with numbers there may be none, and it does something else."""
+    found = watch.caught()
+    watch.errors.clear()  # they hold on to frames
+    if found:
+        operation, error, place = found
+        raise ControlFlowError(
+            f"{where}: the function catches what {operation} raises at {place} ({type(error).__name__}: "
+            f"{_brief(error)}), which it raises since there are no numbers, or else may raise for some numbers only; "
+            "the file cannot choose. Leave the `try` out, and write both ways with torch.where"
+        )
 
 
 def _fix_dtypes(module: GraphModule) -> None:
@@ -139,63 +183,7 @@ def _fix_dtypes(module: GraphModule) -> None:
                 node.replace_input_with(x, new)
 
 
-def stand_ins(inputs: Inputs) -> dict[str, int]:
-    """For every dynamic dimension a prime of its own that is the size of no other dimension."""
-    taken = {size for x in inputs.tensors.values() for size in x.shape}
-    primes = (n for n in range(101, 100_000) if n not in taken and all(n % k for k in range(2, int(n**0.5) + 1)))
-    return dict(zip(dict.fromkeys(inputs.sizes), primes, strict=False))
-
-
-_MOST_TRACES = 12
-
-
-def _telling_sizes(assumptions: Sequence[Assumption]) -> list[int]:
-    """Sizes at which to look at assumptions: all small ones, those around powers of two, and around the numbers that
-    occur in the assumptions and their quotients."""
-    sizes = {*range(2, 131), *(2**k + d for k in range(8, 21) for d in (-1, 0, 1))}
-    for assumption in assumptions:
-        numbers = {abs(int(n)) for n in assumption.expression.atoms() if n.is_Integer and n != 0}
-        sizes |= {a // b + d for a in numbers for b in (1, *numbers) for d in (-1, 0, 1)}
-    return sorted(size for size in sizes if size >= 2)
-
-
-def check_all_sizes(
-    where: str,
-    first: Trace,
-    again: Callable[[Mapping[str, int]], Trace],
-    inputs: Inputs,
-    checked: Sequence[int],
-) -> None:
-    """Refuse a function that is another graph at other sizes.
-
-    PyTorch notes what it assumes about a symbol (`batch >= 16` in a convolution, which then takes another kernel but is
-    the same operation). Where the assumptions of the graphs made so far do not hold, the function is traced again, and
-    the graph must be the same. Sizes that are `checked` by running the file need no proof.
-
-    Raises:
-        SpecializationError: names the dimension, the size and what was assumed.
-    """
-    traces = [first]
-    assumptions = first.env.assumptions
-    for size in [n for n in _telling_sizes(assumptions) if n not in checked] if assumptions else ():
-        # every dimension alone, and all of them
-        for sizes in [*({**first.sizes, dim: size} for dim in first.sizes), dict.fromkeys(first.sizes, size)]:
-            broken = [trace.failing(sizes) for trace in traces]
-            if not all(broken):
-                continue
-            dim = next(d for d in sizes if sizes[d] != first.sizes[d])
-            if len(traces) == _MOST_TRACES:
-                raise _specialized(where, dim, broken[0], inputs, size)
-            try:
-                new = again(sizes)
-            except ExportError as error:
-                raise _specialized(where, dim, broken[0], inputs, size) from error
-            if new.module.code != first.module.code or new.outputs != first.outputs:
-                raise _specialized(where, dim, broken[0], inputs, size)
-            traces.append(new)
-
-
-def _specialized(
+def specialized(
     where: str, dim: str, broken: Assumption | None, inputs: Inputs, size: int | None = None
 ) -> SpecializationError:
     """What fixed a dimension, where, and what to do."""
@@ -211,8 +199,8 @@ def _specialized(
     operation = f" in {broken.operation}" if broken and broken.operation else ""
     place = f", at {broken.place}" if broken and broken.place else ""
     return SpecializationError(
-        f"{where}: {what}{operation}{place}. Remedy: {also}no int(), float(), math function, Python branch or loop on "
-        f"x.shape[{axis}]; if this is inside vmap, some operations need a number there: index with a one-hot mask "
+        f"{where}: {what}{operation}{place}. Remedy: {also}no int(), float(), math function, Python branch or loop "
+        f"on x.shape[{axis}]; if this is inside vmap, some operations need a number there: index with a one-hot mask "
         "instead of labels (cross_entropy, gather), run the members of an ensemble in a loop and torch.stack the "
         "results; or leave the dimension out of `dynamic`, and export a file for each size"
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -16,7 +17,13 @@ from torch.overrides import TorchFunctionMode, resolve_name
 _TORCH = str(Path(torch.__file__).parent)
 LIBRARIES = (_TORCH, str(Path(__file__).parent.parent.parent), "<")
 # What stands between a branch on a size and `evaluate_expr`.
-_SYMBOLS = (f"{_TORCH}/fx/", f"{_TORCH}/__init__.py", f"{_TORCH}/utils/_stats.py", __file__)
+_SYMBOLS = (
+    f"{_TORCH}/fx/",
+    f"{_TORCH}/__init__.py",
+    f"{_TORCH}/utils/_stats.py",
+    __file__,
+    str(Path(__file__).with_name("_symbols.py")),
+)
 
 
 class Assumption(NamedTuple):
@@ -29,21 +36,33 @@ class Assumption(NamedTuple):
 
 
 class WatchedShapeEnv(ShapeEnv):
-    """A shape environment that remembers where its guards come from."""
+    """A shape environment that remembers where its guards come from.
 
-    def __init__(self, calls: list[Any]) -> None:
+    One that does not learn asks for a guard each time: what PyTorch has assumed before does not answer a question of
+    the function's own code.
+    """
+
+    def __init__(self, calls: list[Any], learns: bool) -> None:
         # no numbers: what would need them (item, nonzero) is an error, not a new symbol
         super().__init__(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
-        self.calls = calls
+        self.calls, self.learns = calls, learns
         self.assumptions: list[Assumption] = []
 
     def evaluate_expr(self, *args: Any, **kwargs: Any) -> Any:
         before = len(self.guards)
-        result = super().evaluate_expr(*args, **kwargs)
+        own = not next(_frames()).f_code.co_filename.startswith(_TORCH)
+        evaluate = self._evaluate_expr if own else super().evaluate_expr  # the latter has a cache
+        result = evaluate(*args, **kwargs)
         for guard in self.guards[before:]:
-            own = not _frames()[0].f_code.co_filename.startswith(_TORCH)
             self.assumptions.append(Assumption(guard.expr, "" if own else self._operation(), place(), own))
         return result
+
+    def _maybe_guard_rel(self, expr: Any) -> None:
+        if self.learns:
+            super()._maybe_guard_rel(expr)
+
+    def get_implications(self, e: Any) -> Any:
+        return super().get_implications(e) if self.learns else ()
 
     def _operation(self) -> str:
         backward = torch._C._current_autograd_node()
@@ -53,11 +72,12 @@ class WatchedShapeEnv(ShapeEnv):
 
 
 class Watch(TorchFunctionMode):
-    """The PyTorch functions that are being called."""
+    """The PyTorch functions that are being called, and the errors that they have raised."""
 
     def __init__(self, calls: list[Any]) -> None:
         super().__init__()
         self.calls = calls
+        self.errors: list[tuple[str, Exception]] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -67,8 +87,21 @@ class Watch(TorchFunctionMode):
             if func is torch.nn.functional.linear:
                 return _linear(*args, **(kwargs or {}))
             return func(*args, **(kwargs or {}))
+        except Exception as error:
+            self.errors.append((resolve_name(func) or getattr(func, "__name__", "an operation"), error))
+            raise
         finally:
             self.calls.pop()
+
+    def caught(self) -> tuple[str, Exception, str] | None:
+        """The first error that reached the function's own code, with the operation and the line; after a function that
+        has returned, it was caught there."""
+        for operation, error in self.errors:
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+            if own:
+                return operation, error, f"{own[-1].filename}:{own[-1].lineno}"
+        return None
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -82,16 +115,14 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def place() -> str:
     """The line of the function's own code that is being run."""
-    own = [frame for frame in _frames() if not frame.f_code.co_filename.startswith(LIBRARIES)]
-    return f"{own[0].f_code.co_filename}:{own[0].f_lineno}" if own else ""
+    own = (frame for frame in _frames() if not frame.f_code.co_filename.startswith(LIBRARIES))
+    return next((f"{frame.f_code.co_filename}:{frame.f_lineno}" for frame in own), "")
 
 
-def _frames() -> list[FrameType]:
+def _frames() -> Iterator[FrameType]:
     """The calls that led here, the innermost first, without those of symbolic sizes."""
-    frames = []
     frame = sys._getframe()
     while frame is not None:
         if not frame.f_code.co_filename.startswith(_SYMBOLS):
-            frames.append(frame)
+            yield frame
         frame = frame.f_back
-    return frames

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..._artifact import staged, target
 from ..._export_report import ExportReport
-from ..._export_sizes import to_check
+from ..._export_sizes import Sizes, to_check
 from ..._manifest import ArraySpec, FileSpec, Manifest, MethodSpec, manifest_path
-from . import _cases, _check, _refusals, _source, _torchscript, _trace
+from . import _cases, _check, _refusals, _sizes, _source, _torchscript, _trace
 from ._inputs import DTYPES, Method, Tensors, dtype_name
 from ._report import report
 
@@ -42,7 +42,9 @@ def write(
     # first of all: what is wrong with a function itself is told by its own error
     with _TRACING:
         cases = _cases.record(methods, checked, feed_back=kind == "step")
-        traces = {key: _traced(where, method, checked) for key, method in methods.items()}
+        found = {key: _traced(where, method, checked, cases) for key, method in methods.items()}
+    traces = {key: trace for key, (trace, _) in found.items()}
+    known = {key: known for key, (_, known) in found.items()}
     specs = {key: _spec(methods[key], traces[key]) for key in methods}
     dims = dict.fromkeys(dim for method in methods.values() for dim in method.inputs.sizes)
     sizes = {dim: {"refused": [n for n in (0, 1) if n not in checked]} for dim in dims}
@@ -52,12 +54,12 @@ def write(
     with staged(where, file, overwrite) as folder:
         names = {key: file.with_suffix(SUFFIXES[key]).name for key in formats} | {"cases": f"{file.name}.safetensors"}
         if "torchscript" in names:
-            (folder / names["torchscript"]).write_bytes(_torchscript_bytes(where, manifest, traces))
+            (folder / names["torchscript"]).write_bytes(_torchscript_bytes(where, manifest, traces, known))
         if "pt2" in names:
             from ._pt2 import save_pt2
 
             with _TRACING:
-                save_pt2(where, traces["forward"], methods["forward"].inputs, folder / names["pt2"])
+                save_pt2(where, traces["forward"], known["forward"], methods["forward"].inputs, folder / names["pt2"])
         (folder / names["cases"]).write_bytes(_cases.to_bytes(cases))
         manifest = replace(manifest, files={key: FileSpec.of(folder / name) for key, name in names.items()})
         beside = manifest_path(folder / file.name)
@@ -73,7 +75,10 @@ def write(
 # --- tracing ---
 
 
-def _traced(where: str, method: Method, check_sizes: Sequence[int]) -> _trace.Trace:
+def _traced(
+    where: str, method: Method, check_sizes: Sequence[int], cases: Sequence[_cases.Case]
+) -> tuple[_trace.Trace, _sizes.Known]:
+    """The graph of a function, and for which sizes it is."""
     inputs = method.inputs
     names = list(inputs.tensors)
 
@@ -81,13 +86,14 @@ def _traced(where: str, method: Method, check_sizes: Sequence[int]) -> _trace.Tr
         flat = method.run(dict(zip(names, tensors, strict=True)))
         return list(flat), list(flat.values())
 
-    def again(sizes: Mapping[str, int]) -> _trace.Trace:
-        return _trace.trace(where, call, inputs, sizes)
+    def again(where: str, sizes: Sizes, fixed: Sizes) -> _trace.Trace:
+        traced = _trace.trace(where, call, inputs, sizes, fixed)
+        _refusals.check(where, traced, inputs)
+        return traced
 
-    first = again(_trace.stand_ins(inputs))
-    _refusals.check(where, first, inputs)
-    _trace.check_all_sizes(where, first, again, inputs, check_sizes)
-    return first
+    first = again(where, _sizes.stand_ins(inputs), {})
+    run = [case.sizes for case in cases]
+    return first, _sizes.known(where, first, again, inputs, check_sizes, run)
 
 
 def _spec(method: Method, trace: _trace.Trace) -> MethodSpec:
@@ -109,7 +115,12 @@ def _entry(trace: _trace.Trace, size: Any) -> int | str:
     return int(expression) if expression.is_number else str(expression)
 
 
-def _torchscript_bytes(where: str, draft: Manifest, traces: Mapping[str, _trace.Trace]) -> bytes:
+def _torchscript_bytes(
+    where: str,
+    draft: Manifest,
+    traces: Mapping[str, _trace.Trace],
+    known: Mapping[str, _sizes.Known],
+) -> bytes:
     constants: Tensors = {}
     source = _source.prelude(DTYPES)
     refused = {dim: entry["refused"] for dim, entry in draft.sizes.items()}
@@ -119,7 +130,7 @@ def _torchscript_bytes(where: str, draft: Manifest, traces: Mapping[str, _trace.
             if node.op == "get_attr":
                 names[str(node.target)] = f"constant_{len(constants)}"
                 constants[names[str(node.target)]] = getattr(trace.module, str(node.target))
-        source += "\n" + _source.method(where, key, trace, draft.methods[key].inputs, refused, names)
+        source += "\n" + _source.method(where, key, trace, draft.methods[key].inputs, refused, known[key], names)
     source += f"\ndef signature(self) -> str:\n    return {json.dumps(draft.signature())}\n"
     return _torchscript.to_bytes(_torchscript.compiled(where, source, constants))
 
