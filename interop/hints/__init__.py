@@ -25,6 +25,7 @@ from . import _activations, _layouts, _losses, _norms, _optimizers
 from ._calls import Recorder
 from ._changes import Change, of_calls, of_results
 from ._search import Goal, explain, still_differs
+from ._threads import as_suits
 from ._trials import CheckTrial as CheckTrial
 from ._trials import Kept, Trial
 from ._trials import TrainingTrial as TrainingTrial
@@ -63,9 +64,10 @@ def hints_of(trial: Trial, report: Report, progress: bool = True) -> tuple[Hint,
     watched = Change("", "", called=lambda function: recorder.watching(optimizers.watching(function)))
     if not still_differs(trial, goal, watched):  # where watching alone changes the result, nothing can be tried
         return ()
-    changes = _changes_to(trial, goal, recorder, optimizers)
-    order = [*KINDS]
-    return explain(trial, goal, sorted(changes, key=lambda change: order.index(change.kind)), progress)
+    with as_suits(lambda: still_differs(trial, goal, Change("", ""))):
+        changes = _changes_to(trial, goal, recorder, optimizers)
+        order = [*KINDS]
+        return explain(trial, goal, sorted(changes, key=lambda change: order.index(change.kind)), progress)
 
 
 def _changes_to(trial: Trial, goal: Goal, recorder: Recorder, optimizers: _optimizers.Optimizers) -> Iterator[Change]:
