@@ -219,24 +219,75 @@ train(
 train("factor", "of the learning rate", lambda h: OPTAX.adam(h["lr"]), lambda h: optax.adam(2 * h["lr"]))
 
 
-# --- differences of no such kind, and mixtures of two ---
+def defaults(name: str, ours: Any, theirs: Any, kind: str = "hyper_parameter") -> None:
+    train(kind, name, by_torch_optim(lambda p, h: ours(p, 0.05)), lambda h: theirs(0.05))
 
-train("", "momentum 0.9 and 0.9001", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9001))
-train("", "nesterov", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9, nesterov=True))
-train("", "adam, another b1", lambda h: OPTAX.adam(h["lr"]), lambda h: optax.adam(h["lr"], b1=0.95))
+
+defaults("AdamW of torch.optim and of optax", torch.optim.AdamW, optax.adamw)
+defaults("RMSprop of torch.optim and of optax", torch.optim.RMSprop, optax.rmsprop)
+defaults("Adagrad of torch.optim and of optax", torch.optim.Adagrad, optax.adagrad)
+defaults("no decay, and optax's", torch.optim.Adam, optax.adamw)
+defaults("no momentum", torch.optim.SGD, lambda lr: optax.sgd(lr, 0.9))
+defaults("b2", torch.optim.Adam, lambda lr: optax.adam(lr, b2=0.98))
+defaults("centered", torch.optim.RMSprop, lambda lr: optax.rmsprop(lr, 0.99, eps_in_sqrt=False, centered=True))
+defaults("Adam, eps under the root", torch.optim.Adam, lambda lr: optax.adam(lr, eps=0.0, eps_root=1e-8), kind="eps")
+defaults("Adam, eps under the root as well", torch.optim.Adam, lambda lr: optax.adam(lr, eps_root=1e-8), kind="eps")
 train(
-    "",
-    "rmsprop, eps in the root",
-    lambda h: OPTAX.rmsprop(h["lr"], eps_in_sqrt=False),
-    lambda h: optax.rmsprop(h["lr"]),
-)
-train(
-    "",
+    "hyper_parameter",
     "another decay",
     lambda h: OPTAX.adamw(h["lr"], weight_decay=0.1),
     lambda h: optax.adamw(h["lr"], weight_decay=0.13),
 )
-train("", "no decay", by_torch_optim(lambda p, h: torch.optim.Adam(p, 0.05)), decoupled)
+train(
+    "hyper_parameter",
+    "of a step by hand",
+    by_hand(lambda g, p, h: (g + h["wd"] * p, 0.0)),
+    lambda h: optax.chain(optax.add_decayed_weights(0.03), optax.sgd(inverse_time(h), 0.9)),
+)
+train(
+    "hyper_parameter",
+    "decay, coupled and none",
+    lambda h: OPTAX.sgd(h["lr"], 0.9),
+    lambda h: optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(h["lr"], 0.9)),
+)
+train(
+    "hyper_parameter",
+    "of a proximal step",
+    lambda h: frt.prox_adam(h["lr"], frt.l1(1e-3)),
+    lambda h: frj.prox_adam(h["lr"], frj.l1(1e-3), b1=0.8),
+)
+train("hyper_parameter", "momentum", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9001))
+train(
+    "hyper_parameter", "nesterov", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9, nesterov=True)
+)
+train("hyper_parameter", "adam, another b1", lambda h: OPTAX.adam(h["lr"]), lambda h: optax.adam(h["lr"], b1=0.95))
+train(
+    "eps",
+    "rmsprop, under the root and beside it",
+    lambda h: OPTAX.rmsprop(h["lr"], eps_in_sqrt=False),
+    lambda h: optax.rmsprop(h["lr"]),
+)
+
+
+# --- differences of no such kind, and mixtures of two ---
+
+defaults("NAdam, another algorithm", torch.optim.NAdam, optax.nadam, kind="")
+defaults("AMSGrad, of other moments", lambda p, lr: torch.optim.Adam(p, lr, amsgrad=True), optax.amsgrad, kind="")
+defaults("Adam and SGD", torch.optim.Adam, optax.sgd, kind="")
+defaults("another learning rate", torch.optim.SGD, lambda lr: optax.sgd(1.4 * lr), kind="")
+defaults("two: b1 and b2", torch.optim.Adam, lambda lr: optax.adam(lr, 0.8, 0.99), kind="")
+train(
+    "",
+    "1.3 times a decay that both are given",  # no number of this side is right for all that may be given
+    lambda h: OPTAX.adamw(h["lr"], weight_decay=h["wd"]),
+    lambda h: optax.adamw(h["lr"], weight_decay=1.3 * h["wd"]),
+)
+train(
+    "",
+    "two: a decay and b1",
+    lambda h: OPTAX.adamw(h["lr"]),
+    lambda h: optax.adamw(h["lr"], b1=0.8, weight_decay=0.01),
+)
 train("", "l1, and decay of that strength", lambda h: frt.prox_adam(h["lr"], frt.l1(h["wd"])), decoupled)
 train(
     "",

@@ -156,7 +156,7 @@ def _by_function(rules: Iterable[Rule]) -> dict[str, list[Rule]]:
 
 
 def _place() -> str:
-    """The line of the user's code that makes the call, "model.py:31"; "" where there is none, or inside an optimizer."""
+    """The line of the user's code that makes the call, "model.py:31"; "" where there is none, or in an optimizer."""
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename

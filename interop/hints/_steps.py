@@ -16,6 +16,7 @@ from funcreg._selectors import leaf_name
 from .._leaves import Leaves
 from .._measure import compare
 from ._changes import Change, Steps
+from ._knobs import USUAL, Knob
 
 Tree = Any
 
@@ -93,14 +94,30 @@ def factors(hyper: Tree) -> Iterator[Change]:
             change = (
                 f"PyTorch and JAX differ by a factor in hyper[{key!r}]; with {words} it in PyTorch both sides agree"
             )
-            yield Change("factor", change, 3, steps=functools.partial(_multiplied, key, factor))
+            yield Change("factor", change, 3, steps=functools.partial(_given, key, lambda x, by=factor: by * x))
 
 
-def _multiplied(key: str, factor: float, steps: Steps) -> Steps:
+def knobs(hyper: Tree) -> Iterator[Knob]:
+    """The hyper-parameters themselves; but for learning rates, which gradients of another size look like."""
+    for key in _numbers(hyper):
+        if key not in _RATES:
+            make = functools.partial(_with_value, key)
+            yield Knob("PyTorch", f"hyper[{key!r}]", hyper[key], make, (0.0, *USUAL.get(key, ())), stage=2)
+
+
+_RATES = ("lr", "learning_rate", "rate", "step_size", "eta")
+
+
+def _with_value(key: str, value: float) -> dict[str, Any]:
+    return {"steps": functools.partial(_given, key, lambda _: value)}
+
+
+def _given(key: str, value: Callable[[float], float], steps: Steps) -> Steps:
+    """Steps that are given another value of one hyper-parameter."""
     init, step = steps
 
     def new(hyper: Any) -> Any:
-        return {**hyper, key: factor * hyper[key]}
+        return {**hyper, key: value(hyper[key])}
 
     return (
         lambda params, hyper, *extra: init(params, new(hyper), *extra),

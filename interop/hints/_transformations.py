@@ -5,6 +5,8 @@ place it is the same transformation without decay (`_bare`). Where the differenc
 is decoupled; where it is what a multiple of the parameters in the gradient would make, it is coupled. Both are measured
 on random numbers, and used only where they hold to rounding. A learning rate shows in the answer to a huge gradient: a
 first step of Adam is as long as it, one of SGD a multiple of the gradient.
+
+Its other numbers are in the closures of its functions, by the names that they have in the source (`knobs`).
 """
 
 import functools
@@ -20,6 +22,8 @@ import funcreg.torch as fr
 from funcreg.torch.optax import GradientTransformation, ScaleByScheduleState
 
 from ._changes import Change, Steps
+from ._closures import with_numbers
+from ._knobs import Knob, is_one
 
 Tree = Any
 _HUGE = 1e8
@@ -78,6 +82,50 @@ def changes(steps: Steps, state: Any, hyper: Tree) -> Iterator[Change]:
         return
     yield from _decays(transformation, state)
     yield from _dampenings(transformation, state)
+
+
+def knobs(steps: Steps, state: Any, hyper: Tree) -> Iterator[Knob]:
+    """The numbers and flags of the transformation in steps of `train_step`; nothing for other steps."""
+    made_by = getattr(steps[1], "made_by", None)
+    if made_by is None:
+        return
+    transformation = made_by[1](hyper)
+    seen: dict[tuple[str, str, float], None] = {}
+
+    def note(owner: str, name: str, x: Any) -> Any:
+        if is_one(name, x):
+            seen[owner, name, x] = None
+        return x
+
+    with_numbers(transformation, note)
+    for owner, name, old in seen:
+        yield Knob(f"PyTorch's {owner}", name, old, functools.partial(_given, owner, name, old))
+    if getattr(transformation.update, "penalty", None) is None and not any(key[1] == "weight_decay" for key in seen):
+        for coupled, name in ((True, "coupled weight_decay"), (False, "decoupled weight_decay")):
+            yield Knob("PyTorch's transformation", name, 0.0, functools.partial(_decayed, coupled), (1e-4, 1e-2))
+
+
+def _given(owner: str, name: str, old: float, new: float) -> dict[str, Any]:
+    def change(of: str, called: str, x: Any) -> Any:
+        return new if (of, called) == (owner, name) and type(x) is type(old) and x == old else x
+
+    return {"steps": functools.partial(_remade, functools.partial(with_numbers, change=change))}
+
+
+def _decayed(coupled: bool, size: float) -> dict[str, Any]:
+    def around(inner: GradientTransformation) -> GradientTransformation:
+        def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
+            if coupled:
+                return inner.update(_map(lambda u, p: u + size * p, updates, params), state, params)
+            rate = _rate(inner, params, state)
+            if rate is None:
+                raise ValueError("the learning rate of the transformation does not show")
+            updates, state = inner.update(updates, state, params)
+            return _map(lambda u, p: u - rate * size * p, updates, params), state
+
+        return GradientTransformation(inner.init, update)
+
+    return {"steps": functools.partial(_remade, around)}
 
 
 def _decays(transformation: GradientTransformation, state: Any) -> Iterator[Change]:

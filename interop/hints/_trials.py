@@ -12,6 +12,7 @@ from .._leaves import Leaves
 from .._sides import Side
 from . import _draws, _steps, _transformations
 from ._changes import Change, Function, Steps, of_masks
+from ._knobs import Knob
 
 Tree = Any
 Given = tuple[Tree, ...]
@@ -39,6 +40,10 @@ class Trial(ABC):
 
     def of_steps(self) -> Iterator[Change]:
         """What could be different in training steps."""
+        return iter(())
+
+    def knobs(self) -> Iterator[Knob]:
+        """The hyper-parameters of training steps."""
         return iter(())
 
     @abstractmethod
@@ -127,6 +132,13 @@ class TrainingTrial(Trial):
         few = (params, hyper, batches[: _steps.ENOUGH_STEPS])
         yield from _steps.decays(hyper, lambda around: self._all(0, around(self.steps[0]), few))
 
+    def knobs(self) -> Iterator[Knob]:
+        params, hyper, _ = self.given
+        state = self.start(self.sides[0], self.steps[0], params, hyper).state
+        with self.sides[0].precision(64):
+            yield from _transformations.knobs(self.steps[0], state, self.sides[0].given(hyper, 64))
+        yield from _steps.knobs(hyper)
+
     def draws(self) -> Iterator[tuple[bool, Given]]:
         params, hyper, batches = self.given
         yield False, (_draws.mild(params), self._moved(hyper), [_draws.mild(batch) for batch in batches])
@@ -200,6 +212,9 @@ class Kept(Trial):
 
     def of_steps(self) -> Iterator[Change]:
         return self.trial.of_steps()
+
+    def knobs(self) -> Iterator[Knob]:
+        return self.trial.knobs()
 
     def draws(self) -> Iterator[tuple[bool, Given]]:
         self._draws = self._draws or list(self.trial.draws())
