@@ -28,6 +28,7 @@ from ._search import Goal, explain, residual, still_differs
 from ._threads import as_suits
 from ._trials import CheckTrial as CheckTrial
 from ._trials import Kept, Trial
+from ._trials import ProbesTrial as ProbesTrial
 from ._trials import TrainingTrial as TrainingTrial
 
 KINDS = {

@@ -113,6 +113,14 @@ def _variance(call: Call) -> Iterator[Option]:
     yield Option(old, f"{words[old]} in {call.name}", then[1 - old], run)
 
 
+def _covariance(call: Call) -> Iterator[Option]:
+    old = call.kwargs.get("correction", 1)
+    if old in (0, 1):
+        by = ("by n (a biased covariance)", "by n - 1 (unbiased)")
+        run = functools.partial(call.replaced, "correction", len(call.args), 1 - old)
+        yield Option(old, f"divides the sum of products {by[old]} in cov", ("by n", "by n - 1")[1 - old], run)
+
+
 def _variance_by_hand(call: Call) -> Iterator[Option]:
     """`sum(...) / n` and `sum(...) / (n - 1)`."""
     n = call.args[1]
@@ -147,6 +155,7 @@ RULES = (
     Rule("eps", tuple(_POSITIONS), _eps_of_layers),
     _BY_HAND,
     Rule("biased_variance", ("var", "std", "var_mean", "std_mean"), _variance, sized=True),
+    Rule("biased_variance", ("cov",), _covariance, sized=True),
     Rule("biased_variance", ("div",), _variance_by_hand, sized=True),
     Rule("biased_variance", ("batch_norm",), _running_variance, sized=True),
 )

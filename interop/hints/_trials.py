@@ -78,6 +78,35 @@ class CheckTrial(Trial):
             yield True, _draws.longer(self.given, length)
 
 
+class ProbesTrial(CheckTrial):
+    """The functions of `check_probes`; what is given are the inputs of each probe, whose results come one by one.
+
+    Args:
+        differing: how many of the probes, the first ones, show a difference. The others stay as they are when numbers
+            are drawn: where a variance is exactly 0, that of other numbers is nothing but rounding.
+    """
+
+    def __init__(self, *args: Any, differing: int) -> None:
+        super().__init__(*args)
+        self.differing = differing
+
+    def theirs(self, given: Given) -> Iterator[Leaves]:
+        for inputs in given:
+            yield from super().theirs(inputs)
+
+    def ours(self, change: Change, given: Given) -> Iterator[Leaves]:
+        for inputs in given:
+            yield from super().ours(change, inputs)
+
+    def draws(self) -> Iterator[tuple[bool, Given]]:
+        for longer, drawn in super().draws():
+            yield longer, (*drawn[: self.differing], *self.given[self.differing :])
+
+    def of_inputs(self) -> Iterator[Change]:
+        found = {change.change: change for inputs in self.given for change in of_masks(inputs)}
+        return iter(found.values())
+
+
 class TrainingTrial(Trial):
     """The steps of `check_training`; what is given is `(params, hyper, batches)`.
 
