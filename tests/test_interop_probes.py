@@ -122,11 +122,16 @@ def test_a_large_mean_shows_a_variance_that_loses_its_digits():
     assert report.reasons[0].startswith("large mean/(result): float64 agrees, but in float32")
 
 
+def unit(x):
+    return (x - x.mean()) / (abs(x - x.mean()).mean() + 1e-3)
+
+
 @pytest.mark.parametrize(
     "sides, kind",
     [
         (gradient(torch.abs, jnp.abs), "subgradient"),
         ((lambda x: x.T.cov(), lambda x: jnp.cov(x.T, ddof=0)), "biased_variance"),
+        ((lambda x: F.gelu(unit(x)), lambda x: jax.nn.gelu(unit(x))), "gelu"),
     ],
 )
 def test_a_hint_explains_every_probe(sides, kind):
