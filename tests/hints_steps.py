@@ -223,6 +223,20 @@ def defaults(name: str, ours: Any, theirs: Any, kind: str = "hyper_parameter") -
     train(kind, name, by_torch_optim(lambda p, h: ours(p, 0.05)), lambda h: theirs(0.05))
 
 
+def by_closure(transformation: Any) -> Any:
+    """A step whose transformation nothing but its closure knows."""
+
+    def init(params: Any, hyper: Any) -> Any:
+        return {"params": params, "moments": transformation.init(params)}
+
+    def step(state: Any, hyper: Any, *batch: Any) -> Any:
+        grads, value = torch.func.grad_and_value(loss(torch))(state["params"], *batch)
+        updates, moments = transformation.update(grads, state["moments"], state["params"])
+        return {"params": OPTAX.apply_updates(state["params"], updates), "moments": moments}, {"loss": value}
+
+    return init, step
+
+
 defaults("AdamW of torch.optim and of optax", torch.optim.AdamW, optax.adamw)
 defaults("RMSprop of torch.optim and of optax", torch.optim.RMSprop, optax.rmsprop)
 defaults("Adagrad of torch.optim and of optax", torch.optim.Adagrad, optax.adagrad)
@@ -256,6 +270,7 @@ train(
     lambda h: frt.prox_adam(h["lr"], frt.l1(1e-3)),
     lambda h: frj.prox_adam(h["lr"], frj.l1(1e-3), b1=0.8),
 )
+train("hyper_parameter", "in a closure", by_closure(OPTAX.adam(0.05)), lambda h: optax.adam(0.05, b1=0.8))
 train("hyper_parameter", "momentum", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9001))
 train(
     "hyper_parameter", "nesterov", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9, nesterov=True)

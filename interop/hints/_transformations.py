@@ -84,12 +84,10 @@ def changes(steps: Steps, state: Any, hyper: Tree) -> Iterator[Change]:
     yield from _dampenings(transformation, state)
 
 
-def knobs(steps: Steps, state: Any, hyper: Tree) -> Iterator[Knob]:
-    """The numbers and flags of the transformation in steps of `train_step`; nothing for other steps."""
+def knobs(steps: Steps, hyper: Tree) -> Iterator[Knob]:
+    """The numbers and flags of the transformation in steps of `train_step`; of other steps, of their closures."""
     made_by = getattr(steps[1], "made_by", None)
-    if made_by is None:
-        return
-    transformation = made_by[1](hyper)
+    transformation = made_by[1](hyper) if made_by else None
     seen: dict[tuple[str, str, float], None] = {}
 
     def note(owner: str, name: str, x: Any) -> Any:
@@ -97,19 +95,21 @@ def knobs(steps: Steps, state: Any, hyper: Tree) -> Iterator[Knob]:
             seen[owner, name, x] = None
         return x
 
-    with_numbers(transformation, note)
+    with_numbers(transformation or steps, note)
     for owner, name, old in seen:
-        yield Knob(f"PyTorch's {owner}", name, old, functools.partial(_given, owner, name, old))
-    if getattr(transformation.update, "penalty", None) is None and not any(key[1] == "weight_decay" for key in seen):
+        yield Knob(f"PyTorch's {owner}", name, old, functools.partial(_given, bool(made_by), owner, name, old))
+    by_prox = transformation is None or getattr(transformation.update, "penalty", None) is not None
+    if not by_prox and not any(name == "weight_decay" for _, name, _ in seen):
         for coupled, name in ((True, "coupled weight_decay"), (False, "decoupled weight_decay")):
             yield Knob("PyTorch's transformation", name, 0.0, functools.partial(_decayed, coupled), (1e-4, 1e-2))
 
 
-def _given(owner: str, name: str, old: float, new: float) -> dict[str, Any]:
+def _given(made: bool, owner: str, name: str, old: float, new: float) -> dict[str, Any]:
     def change(of: str, called: str, x: Any) -> Any:
         return new if (of, called) == (owner, name) and type(x) is type(old) and x == old else x
 
-    return {"steps": functools.partial(_remade, functools.partial(with_numbers, change=change))}
+    around = functools.partial(with_numbers, change=change)
+    return {"steps": functools.partial(_remade, around) if made else around}
 
 
 def _decayed(coupled: bool, size: float) -> dict[str, Any]:

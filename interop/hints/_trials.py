@@ -162,10 +162,9 @@ class TrainingTrial(Trial):
         yield from _steps.decays(hyper, lambda around: self._all(0, around(self.steps[0]), few))
 
     def knobs(self) -> Iterator[Knob]:
-        params, hyper, _ = self.given
-        state = self.start(self.sides[0], self.steps[0], params, hyper).state
+        hyper = self.given[1]
         with self.sides[0].precision(64):
-            yield from _transformations.knobs(self.steps[0], state, self.sides[0].given(hyper, 64))
+            yield from _transformations.knobs(self.steps[0], self.sides[0].given(hyper, 64))
         yield from _steps.knobs(hyper)
 
     def draws(self) -> Iterator[tuple[bool, Given]]:
