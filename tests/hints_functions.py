@@ -164,6 +164,7 @@ fault(
     W,
     X,
 )
+fault("gelu", "by the normal distribution", lambda x: x * torch.special.ndtr(x), linen.gelu, X)
 QKV = (X, normal(8, 6, seed=1), normal(8, 6, seed=2))
 
 

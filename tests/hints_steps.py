@@ -30,8 +30,11 @@ def train(
     CASES.append(Case(kind, name, steps, frj.train_step(theirs_loss or loss(jnp), theirs), inputs, training=True))
 
 
-def by_torch_optim(make: Callable[..., torch.optim.Optimizer], schedule: Any = None) -> Any:
-    """A step with an optimizer of PyTorch, `make(params, hyper)`, that lives in the state."""
+def by_torch_optim(make: Callable[..., torch.optim.Optimizer], schedule: Any = None, early: bool = False) -> Any:
+    """A step with an optimizer of PyTorch, `make(params, hyper)`, that lives in the state.
+
+    `early`: the scheduler steps before the optimizer.
+    """
 
     def init(params: Any, hyper: Any) -> Any:
         params = {name: p.clone().requires_grad_() for name, p in params.items()}
@@ -43,8 +46,10 @@ def by_torch_optim(make: Callable[..., torch.optim.Optimizer], schedule: Any = N
         value = loss(torch)(state["params"], *batch)
         state["optimizer"].zero_grad()
         value.backward()
+        if early:
+            state["schedule"].step()
         state["optimizer"].step()
-        if state["schedule"]:
+        if state["schedule"] and not early:
             state["schedule"].step()
         return state, {"loss": value.detach()}
 
@@ -195,6 +200,24 @@ train(
     lambda h: optax.sgd(optax.linear_schedule(0.0, 0.05, 4)),
 )
 train(
+    "off_by_one and factor",
+    "a scheduler whose learning rates are powers",
+    by_torch_optim(
+        lambda p, h: torch.optim.Adam(p, 0.05), lambda o: torch.optim.lr_scheduler.ExponentialLR(o, gamma=0.5)
+    ),
+    lambda h: optax.adam(lambda count: 0.05 * 0.5 ** (count + 1)),
+)
+train(
+    "off_by_one",
+    "a scheduler that steps too early",
+    by_torch_optim(
+        lambda p, h: torch.optim.SGD(p, 0.05),
+        lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=2, gamma=0.3),
+        early=True,
+    ),
+    lambda h: optax.sgd(lambda count: 0.05 * 0.3 ** (count // 2)),
+)
+train(
     "factor",
     "of a decay that is a penalty's",
     lambda h: OPTAX.chain(frt.add_penalty_gradient(frt.l2(h["wd"])), OPTAX.adam(h["lr"])),
@@ -269,6 +292,26 @@ train(
     "of a proximal step",
     lambda h: frt.prox_adam(h["lr"], frt.l1(1e-3)),
     lambda h: frj.prox_adam(h["lr"], frj.l1(1e-3), b1=0.8),
+)
+train(
+    "hyper_parameter",
+    "strength of a penalty, in a proximal step",
+    lambda h: frt.prox_adam(h["lr"], frt.l1(1e-3) + frt.l2(1e-3)),
+    lambda h: frj.prox_adam(h["lr"], frj.l1(4e-3) + frj.l2(1e-3)),
+)
+train(
+    "hyper_parameter",
+    "one strength for two penalties",
+    lambda h: frt.prox_adam(h["lr"], frt.l1(1e-3) + frt.l2(1e-3)),
+    lambda h: frj.prox_adam(h["lr"], frj.l1(4e-3) + frj.l2(4e-3)),
+)
+train(
+    "hyper_parameter",
+    "strength of a penalty, in the loss",
+    lambda h: OPTAX.adam(h["lr"]),
+    lambda h: optax.adam(h["lr"]),
+    ours_loss=frt.penalize(loss(torch), frt.l2(0.1)),
+    theirs_loss=frj.penalize(loss(jnp), frj.l2(0.17)),
 )
 train("hyper_parameter", "in a closure", by_closure(OPTAX.adam(0.05)), lambda h: optax.adam(0.05, b1=0.8))
 train("hyper_parameter", "momentum", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9001))

@@ -1,9 +1,16 @@
-"""A function made again with other numbers in its closure: those that the functions around it were called with."""
+"""A function made again with other numbers in its closure: those that the functions around it were called with.
+
+Penalties are looked into as well, for their strengths, and what `funcreg` makes of penalties.
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
 from types import CellType, FunctionType
 from typing import Any, TypeVar
+
+from funcreg._penalty import Part, Penalty
+from funcreg._training import Penalized, Proximal
 
 T = TypeVar("T")
 Convert = Callable[[str, str, Any], Any]
@@ -28,36 +35,50 @@ class _Copy:
         if isinstance(x, FunctionType):
             return self._function(x)
         if isinstance(x, functools.partial):
-            new = functools.partial(self.of(x.func), *self.of(x.args), **self.of(x.keywords))
-            return x if (new.func, new.args, new.keywords) == (x.func, x.args, x.keywords) else new
+            old = [x.func, x.args, x.keywords]
+            new = [self.of(value) for value in old]
+            return x if _same(old, new) else functools.partial(new[0], *new[1], **new[2])
         if type(x) is dict:
             new = {key: self.of(value) for key, value in x.items()}
-            return x if all(new[key] is value for key, value in x.items()) else new
+            return x if _same(x.values(), new.values()) else new
         if isinstance(x, (tuple, list)):
             new = [self.of(value) for value in x]
-            if all(a is b for a, b in zip(new, x, strict=True)):
+            if _same(x, new):
                 return x
             return type(x)(*new) if hasattr(x, "_fields") else type(x)(new)
+        if isinstance(x, Part):
+            names = zip(x.rule.strengths, x.strengths, strict=True)
+            new = tuple(self.change(x.rule.name, name, s) if isinstance(s, (int, float)) else s for name, s in names)
+            return x if _same(x.strengths, new) else replace(x, strengths=new)
+        if isinstance(x, (Penalty, Penalized, Proximal)):
+            old = {field.name: getattr(x, field.name) for field in fields(x)}
+            new = self.of(old)
+            return x if new is old else replace(x, **new)
         return x
 
     def _function(self, f: FunctionType) -> FunctionType:
-        if not f.__closure__ or id(f) in self.open:  # the latter calls itself
+        if not (f.__closure__ or f.__dict__) or id(f) in self.open:  # the latter calls itself
             return f
         self.open.add(id(f))
         owner = f.__qualname__.split(".<locals>")[0].rsplit(".", 1)[-1]
         old, new = [], []
-        for name, cell in zip(f.__code__.co_freevars, f.__closure__, strict=True):
+        for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
             try:
                 x = cell.cell_contents
             except ValueError:  # not filled yet
                 x = None
             old.append(x)
             new.append(self.change(owner, name, x) if isinstance(x, (int, float)) else self.of(x))
+        known = self.of(f.__dict__)
         self.open.discard(id(f))
-        if all(a is b for a, b in zip(old, new, strict=True)):
+        if _same(old, new) and known is f.__dict__:
             return f
-        cells = tuple(cell if a is b else CellType(b) for cell, a, b in zip(f.__closure__, old, new, strict=True))
+        cells = tuple(cell if a is b else CellType(b) for cell, a, b in zip(f.__closure__ or (), old, new, strict=True))
         made = FunctionType(f.__code__, f.__globals__, f.__name__, f.__defaults__, cells)
         made.__kwdefaults__ = f.__kwdefaults__
-        made.__dict__.update(f.__dict__)
+        made.__dict__.update(known)
         return made
+
+
+def _same(old: Iterable[Any], new: Iterable[Any]) -> bool:
+    return all(a is b for a, b in zip(old, new, strict=True))

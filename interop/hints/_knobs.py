@@ -21,7 +21,7 @@ _ALONG = 0.3  # the least cosine between what a knob does and the difference, of
 _DECAYS = (0.0, 1e-4, 1e-2)
 _MEMORIES = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999)  # of averages and sums of what was before
 USUAL: dict[str, tuple[float, ...]] = {
-    **dict.fromkeys(("weight_decay",), _DECAYS),
+    **dict.fromkeys(("weight_decay", "lam", "lam1", "lam2"), _DECAYS),
     **dict.fromkeys(("momentum", "decay", "alpha", "rho", "b1", "b2", "betas[0]", "betas[1]"), _MEMORIES),
     **dict.fromkeys(("initial_accumulator_value", "initial_scale"), (0.0, 0.1, 1.0)),
     "eps_root": (1e-8, 1e-7, 1e-6, 1e-4),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -42,10 +42,17 @@ def counts(state: Any, steps: int) -> Iterator[Change]:
             )
             around = functools.partial(_shifted, indices=group, by=by)
             yield Change("off_by_one", change, 1 if len(group) == 1 else 2, steps=around)
-    if any(isinstance(x, LRScheduler) for _, x in _leaves(state)):
-        for by, words in ((1, "its second one, a step ahead"), (-1, "the one before it, a step behind")):
-            change = f"PyTorch's scheduler begins with its first learning rate; with {words}, both sides agree"
-            yield Change("off_by_one", change, 1, steps=functools.partial(_scheduled, by))
+    schedulers = [x for _, x in _leaves(state) if isinstance(x, LRScheduler)]
+    begins, steps_on = "begins with its first learning rate", "takes a step with every one of the optimizer"
+    ways = [
+        (f"{begins}; with its second one, a step ahead,", LRScheduler.step),
+        (f"{steps_on}; with its first one left out, a step behind,", _hold),
+    ]
+    if any(isinstance(x, LambdaLR) for x in schedulers):
+        ways.append((f"{begins}; with the one before it, a step behind,", _go_back))
+    for words, move in ways if schedulers else ():
+        change = f"PyTorch's scheduler {words} both sides agree"
+        yield Change("off_by_one", change, 1, steps=functools.partial(_scheduled, move))
 
 
 def _leaves(state: Any) -> list[tuple[str, Any]]:
@@ -73,18 +80,32 @@ def _shifted(steps: Steps, indices: tuple[int, ...], by: int) -> Steps:
     return shifted, step
 
 
-def _scheduled(by: int, steps: Steps) -> Steps:
+def _scheduled(move: Callable[[LRScheduler], None], steps: Steps) -> Steps:
     init, step = steps
 
-    def shifted(*args: Any) -> Any:
+    def moved(*args: Any) -> Any:
         state = init(*args)
         for _, x in _leaves(state):
             if isinstance(x, LRScheduler):
-                x.last_epoch += by - 1
-                x.step()
+                move(x)
         return state
 
-    return shifted, step
+    return moved, step
+
+
+def _hold(scheduler: LRScheduler) -> None:
+    """Its next step is none: most compute a learning rate from the last one, and cannot go back."""
+
+    def step(*args: Any, **options: Any) -> None:
+        del args, options, scheduler.__dict__["step"]
+
+    scheduler.__dict__["step"] = step
+
+
+def _go_back(scheduler: LRScheduler) -> None:
+    if isinstance(scheduler, LambdaLR):
+        scheduler.last_epoch -= 2
+        scheduler.step()
 
 
 def factors(hyper: Tree) -> Iterator[Change]:

@@ -85,31 +85,34 @@ def changes(steps: Steps, state: Any, hyper: Tree) -> Iterator[Change]:
 
 
 def knobs(steps: Steps, hyper: Tree) -> Iterator[Knob]:
-    """The numbers and flags of the transformation in steps of `train_step`; of other steps, of their closures."""
+    """The numbers and flags of the loss and of the transformation, which `train_step` knows; else of the closures."""
     made_by = getattr(steps[1], "made_by", None)
     transformation = made_by[1](hyper) if made_by else None
-    seen: dict[tuple[str, str, float], None] = {}
+    owners: dict[tuple[str, float], list[str]] = {}
 
     def note(owner: str, name: str, x: Any) -> Any:
-        if is_one(name, x):
-            seen[owner, name, x] = None
+        if is_one(name, x) and owner not in (known := owners.setdefault((name, x), [])):
+            known.append(owner)
         return x
 
-    with_numbers(transformation or steps, note)
-    for owner, name, old in seen:
-        yield Knob(f"PyTorch's {owner}", name, old, functools.partial(_given, bool(made_by), owner, name, old))
+    with_numbers((made_by[0], transformation) if made_by else steps, note)
+    for (name, old), several in owners.items():
+        # one strength for two penalties, say, is one number that somebody wrote down
+        for chosen in [[owner] for owner in several] + [several] * (len(several) > 1):
+            make = functools.partial(_given, bool(made_by), chosen, name, old)
+            yield Knob(f"PyTorch's {' and '.join(chosen)}", name, old, make)
     by_prox = transformation is None or getattr(transformation.update, "penalty", None) is not None
-    if not by_prox and not any(name == "weight_decay" for _, name, _ in seen):
+    if not by_prox and not any(name == "weight_decay" for name, _ in owners):
         for coupled, name in ((True, "coupled weight_decay"), (False, "decoupled weight_decay")):
             yield Knob("PyTorch's transformation", name, 0.0, functools.partial(_decayed, coupled), (1e-4, 1e-2))
 
 
-def _given(made: bool, owner: str, name: str, old: float, new: float) -> dict[str, Any]:
-    def change(of: str, called: str, x: Any) -> Any:
-        return new if (of, called) == (owner, name) and type(x) is type(old) and x == old else x
+def _given(made: bool, owners: list[str], name: str, old: float, new: float) -> dict[str, Any]:
+    def change(owner: str, called: str, x: Any) -> Any:
+        return new if owner in owners and called == name and type(x) is type(old) and x == old else x
 
     around = functools.partial(with_numbers, change=change)
-    return {"steps": functools.partial(_remade, around) if made else around}
+    return {"steps": functools.partial(_remade, around, around_loss=around) if made else around}
 
 
 def _decayed(coupled: bool, size: float) -> dict[str, Any]:
@@ -143,9 +146,13 @@ def _decays(transformation: GradientTransformation, state: Any) -> Iterator[Chan
         yield Change(form.kind, change, steps=functools.partial(_remade, functools.partial(_with_decay, form)))
 
 
-def _remade(around: Callable[[GradientTransformation], GradientTransformation], steps: Steps) -> Steps:
+def _remade(
+    around: Callable[[GradientTransformation], GradientTransformation],
+    steps: Steps,
+    around_loss: Callable[[Any], Any] = lambda loss: loss,
+) -> Steps:
     loss, make, has_extra = steps[1].made_by  # pyright: ignore[reportFunctionMemberAccess]
-    return fr.train_step(loss, lambda hyper: around(make(hyper)), has_extra)
+    return fr.train_step(around_loss(loss), lambda hyper: around(make(hyper)), has_extra)
 
 
 def _with_decay(form: _Form, inner: GradientTransformation) -> GradientTransformation:
