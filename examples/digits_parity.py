@@ -75,7 +75,6 @@ def main(argv: list[str] | None = None) -> int:
         None,
         [(data.x_train[i], data.y_train[i]) for i in batches],
         pair=pair,
-        hints=False,
     )
     out.print(report)
     page = options.out / "parity.html"

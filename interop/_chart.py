@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ._log_axis import DIGITS, LogAxis
-from ._text import ORDER, seriousness
+from ._text import ORDER, printable, seriousness
 from .verdict import Verdict
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def over_steps(report: Report) -> str:
     legend += [("rest", f"largest of {len(others)} other leaves", "")] if rest else []
     legend += [("narrow", "float32, largest of all leaves", "")] if narrow else []
     keys = "".join(
-        f'<li title="{escape(title)}"><svg class="key" viewBox="0 0 28 8" aria-hidden="true">'
-        f'<path class="{kind}" d="M1 4H27"/></svg>{escape(text)}</li>'
+        f'<li title="{escape(printable(title))}"><svg class="key" viewBox="0 0 28 8" aria-hidden="true">'
+        f'<path class="{kind}" d="M1 4H27"/></svg>{escape(printable(text))}</li>'
         for kind, text, title in legend
     )
     said = f"Relative error in float64, steps {steps[0]} to {steps[-1]}, logarithmic; the table has the numbers."

@@ -11,7 +11,7 @@ from . import verdict as rules
 from ._chart import over_steps
 from ._log_axis import DIGITS, LogAxis
 from ._page_style import STYLE
-from ._text import ORDER, seriousness, shape_of, short
+from ._text import ORDER, printable, seriousness, shape_of, short
 from .verdict import Verdict
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def pages(found: Mapping[str, Report | str]) -> str:
     """Several reports by name on one page, one below the other; a string stands for an error."""
     articles = []
     for name, report in found.items():
-        heading = f'<p class="name">{escape(name)}</p>'
+        heading = f'<p class="name">{_text(name)}</p>'
         articles.append(heading + (_failed(report) if isinstance(report, str) else _article(report)))
     shown = next((report.environment for report in found.values() if not isinstance(report, str)), {})
     verdicts = [report.verdict for report in found.values() if not isinstance(report, str)]
@@ -82,6 +82,7 @@ def _article(report: Report, location: Any = None) -> str:
         f'<header class="{verdict}"><p class="badge"><span aria-hidden="true">{MARKS[verdict]}</span> verdict: '
         f"{verdict}</p><h1>{TITLES[verdict]}</h1><p>{WORDS[verdict]}</p>{_counts(report, rows)}</header>",
         _listed("What makes them agree", [_hint(hint) for hint in report.hints]),
+        _listed("What to do next", [_marked(report.advice)] if report.advice and location is None else []),
         _location(location),
         _listed("Reasons", [_text(reason) for reason in report.reasons]),
         over_steps(report),
@@ -119,11 +120,10 @@ def _location(location: Any) -> str:
     if location is None:
         return ""
     where = location.where or "nowhere"
-    marked = re.sub(r"`([^`]*)`", r"<code>\1</code>", _text(where))
     direction = f" ({escape(str(location.direction))})" if getattr(location, "direction", "") else ""
     return (
-        f"<section><h2>The first layer that differs</h2><p>{marked}{direction}</p><details><summary>Layer by layer"
-        f'</summary><pre class="wide">{escape(str(location)[: 20 * TEXT])}</pre></details></section>'
+        f"<section><h2>The first layer that differs</h2><p>{_marked(where)}{direction}</p><details><summary>Layer by "
+        f'layer</summary><pre class="wide">{escape(str(location)[: 20 * TEXT])}</pre></details></section>'
     )
 
 
@@ -174,7 +174,8 @@ def _table(rows: Sequence[Leaf]) -> str:
 
 def _row(leaf: Leaf, axis: LogAxis, steps: bool) -> str:
     judged = leaf.judgement
-    name = leaf.name if len(leaf.name) <= NAME else f"{leaf.name[: NAME // 2]}\u2026{leaf.name[-NAME // 2 :]}"
+    name = printable(leaf.name)
+    name = name if len(name) <= NAME else f"{name[: NAME // 2]}\u2026{name[-NAME // 2 :]}"
     cells = [f"<td>{leaf.step}</td>"] if steps else []
     cells += [f'<td><span class="chip {leaf.verdict}">{leaf.verdict}</span></td>', f"<td>{_strip(leaf, axis)}</td>"]
     opinions = [judged.by_precision, judged.by_conditioning] if judged else []
@@ -211,4 +212,9 @@ def _foot(environment: Mapping[str, str]) -> str:
 
 
 def _text(text: str) -> str:
+    text = printable(text)
     return escape(text if len(text) <= TEXT else f"{text[:TEXT]}\u2026")
+
+
+def _marked(text: str) -> str:
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", _text(text))

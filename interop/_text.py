@@ -18,7 +18,7 @@ COLOURS = {Verdict.ROUNDING: "green", Verdict.INCONCLUSIVE: "yellow", Verdict.SE
 def plain(report: Report) -> str:
     """The verdict, the reasons, the hints and a table with all errors, one line a leaf."""
     rows = report.ranked()
-    lines = [f"verdict: {report.verdict}", *(f"  {reason}" for reason in report.reasons), *_hints(report)]
+    lines = [f"verdict: {report.verdict}", *_sentences(report.reasons), *_below(report)]
     if rows:
         lines += ["", *_lines(rows[:SHOWN])]
     return "\n".join([*lines, *_others(rows)])
@@ -34,8 +34,8 @@ def coloured(report: Report) -> Any:
     rows = report.ranked()
     colour = COLOURS[report.verdict]
     parts: list[Any] = [Text.assemble("verdict: ", (str(report.verdict), f"bold {colour}"))]
-    parts += [Text(f"  {reason}") for reason in report.reasons]
-    parts += [Text(line, "bold") for line in _hints(report)]
+    parts += [Text(line) for line in _sentences(report.reasons)]
+    parts += [Text(line, "bold") for line in _below(report)]
     if rows:
         steps = any(leaf.step for leaf in rows)
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -48,7 +48,7 @@ def coloured(report: Report) -> Any:
             step = [str(leaf.step)] if steps else []
             relative = [short(errors.relative if errors else None) for errors in (leaf.float64, leaf.float32)]
             verdict = Text(str(leaf.verdict), COLOURS[leaf.verdict])
-            table.add_row(Text(leaf.name), *step, verdict, *relative, *_measures(leaf))
+            table.add_row(Text(printable(leaf.name)), *step, verdict, *relative, *_measures(leaf))
         parts.append(table)
     return Group(*parts, *(Text(line) for line in _others(rows)))
 
@@ -66,8 +66,19 @@ def shape_of(leaf: Leaf) -> str:
     return "x".join(map(str, leaf.shape)) or "-"
 
 
-def _hints(report: Report) -> list[str]:
-    return [f"  hint: {hint.change} ({hint.difference:.0e})" for hint in report.hints]
+def printable(text: str) -> str:
+    """On one line: what is no visible character, such as a newline in the name of a leaf, as Python writes it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _sentences(sentences: Sequence[str]) -> list[str]:
+    return [f"  {printable(sentence)}" for sentence in sentences]
+
+
+def _below(report: Report) -> list[str]:
+    """The hints, or where there is none, what to do next."""
+    hints = [f"hint: {hint.change} ({hint.difference:.0e})" for hint in report.hints]
+    return _sentences(hints or ([f"next: {report.advice}"] if report.advice else []))
 
 
 def _others(rows: Sequence[Leaf]) -> list[str]:
@@ -84,7 +95,7 @@ def _lines(rows: Sequence[Leaf]) -> list[str]:
     head = ["leaf", "shape", "verdict", "float64 max", "rel", "ulp", "float32 max", "rel", "ulp", "64/32", "ulp test"]
     lines = [head[:1] + (["step"] if steps else []) + head[1:]]
     for leaf in rows:
-        line = [leaf.name, *([str(leaf.step)] if steps else []), shape_of(leaf), str(leaf.verdict)]
+        line = [printable(leaf.name), *([str(leaf.step)] if steps else []), shape_of(leaf), str(leaf.verdict)]
         for errors in (leaf.float64, leaf.float32):
             line += [short(x) for x in errors] if errors else ["-"] * 3
         lines.append(line + _measures(leaf))

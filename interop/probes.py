@@ -16,6 +16,8 @@ from . import arrays
 from ._compare import NOTHING
 from ._leaves import some
 from ._trees import rebuild
+from .hints import ProbesTrial, hints_of
+from .hints._search import EXPLAINED
 from .pair import Pair
 from .parity import brief, compared, sides_of
 from .report import Leaf, Report, summed_up
@@ -132,6 +134,7 @@ def check_probes(
     jax_fn: Callable[..., Tree],
     probes: Mapping[str, tuple[Tree, ...]],
     pair: Pair | None = None,
+    hints: bool = True,
 ) -> Report:
     """`check` on every probe, as one report; its leaves are named `probe/leaf`.
 
@@ -142,6 +145,8 @@ def check_probes(
     Args:
         torch_fn, jax_fn, pair: as of `check`.
         probes: inputs by name, as `interop.probes` makes them; add your own.
+        hints: as in `check`; a change is a hint where both sides agree with it on every probe that was compared, but
+            for those on which rounding alone keeps them from twelve digits, such as `large mean`.
 
     Returns:
         The report; its reasons carry the name of the probe, by which `check` can be called on it alone.
@@ -160,11 +165,13 @@ def check_probes(
         >>> report = interop.check_probes(ours, theirs, interop.probes((4, 3)))
         >>> print(report.verdict, sorted(leaf.name for leaf in report.leaves if leaf.verdict == "semantic"))
         semantic ['negative zeros/(result)', 'ties/(result)', 'zeros/(result)']
+        >>> print([hint.kind for hint in report.hints])
+        ['subgradient']
     """
     where = "check_probes"
     if not probes:
         raise ValueError(f"{where}: probes is empty; pass what interop.probes makes, or inputs by name")
-    leaves: list[Leaf] = []
+    found: dict[str, list[Leaf]] = {}
     reasons: list[str] = []
     raised: dict[str, Exception] = {}
     trusted = True
@@ -178,13 +185,31 @@ def check_probes(
         nothing = [leaf.name for leaf in of_probe if NOTHING in leaf.reason]
         if nothing:
             why.append(f"no part of the verdict, as infinite or NaN everywhere on both sides: {some(nothing)}")
-        leaves += [replace(leaf, name=f"{probe}/{leaf.name}") for leaf in of_probe if leaf.name not in nothing]
+        found[probe] = [leaf for leaf in of_probe if leaf.name not in nothing]
         reasons += [f"{probe}: {reason}" for reason in why]
     if len(raised) == len(probes):
         raise next(iter(raised.values()))
     reasons += [f"{probe}: not compared, it raises {brief(error)}" for probe, error in raised.items()]
+    leaves = [replace(leaf, name=f"{probe}/{leaf.name}") for probe, mine in found.items() for leaf in mine]
     sure = trusted and not raised and leaves
-    return summed_up(leaves, reasons, Verdict.ROUNDING if sure else Verdict.INCONCLUSIVE)
+    report = summed_up(leaves, reasons, Verdict.ROUNDING if sure else Verdict.INCONCLUSIVE)
+    if not hints or report.verdict is not Verdict.SEMANTIC:
+        return report
+    told = [probe for probe in found if all(_has_digits(leaf) for leaf in found[probe])]
+    apart = [probe for probe in told if any(leaf.verdict is Verdict.SEMANTIC for leaf in found[probe])]
+    if not apart:
+        return report
+    told = [*apart, *(probe for probe in told if probe not in apart)]  # most changes are done with after one call
+    leaves = [replace(leaf, step=i) for i, probe in enumerate(told, start=1) for leaf in found[probe]]
+    inputs = tuple(probes[probe] for probe in told)
+    trial = ProbesTrial(*sides_of(where, pair), torch_fn, jax_fn, inputs, differing=len(apart))
+    return replace(report, hints=hints_of(trial, replace(report, leaves=tuple(leaves))))
+
+
+def _has_digits(leaf: Leaf) -> bool:
+    """Whether what an ulp in the inputs does to this leaf is far less than what a hint may leave of a difference."""
+    excess = leaf.judgement.excess if leaf.judgement else None
+    return not excess or leaf.float64 is None or leaf.float64.relative / excess < EXPLAINED / 10
 
 
 def _is_shape(x: Any) -> bool:

@@ -17,6 +17,15 @@ from ._text import ORDER, seriousness
 from ._writing import written_whole
 from .verdict import Judgement, Verdict
 
+_ADVICE = (
+    "`interop.locate(net, flax_model, pair, *inputs)` names the first layer of two models that differs; of other "
+    "functions, `interop.check` their parts, one by one"
+)
+_ADVICE_IN_TRAINING = (
+    "`interop.check` the gradients of both losses; if they agree, the optimizers differ, and if not, "
+    "`interop.locate(net, flax_model, pair, *inputs)` names the first layer that does"
+)
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -92,6 +101,13 @@ class Report:
     def __bool__(self) -> bool:
         raise TypeError("a Report has no truth value: compare report.verdict with 'rounding' (the sides agree)")
 
+    @property
+    def advice(self) -> str:
+        """What to do next about a difference that no hint explains; else ""."""
+        if self.verdict is not Verdict.SEMANTIC or self.hints:
+            return ""
+        return _ADVICE_IN_TRAINING if any(leaf.step for leaf in self.leaves) else _ADVICE
+
     def worst(self) -> list[Leaf]:
         """One leaf of each name: the first step of its most serious verdict, or where all agree its largest error."""
         chosen: dict[str, Leaf] = {}
@@ -126,6 +142,7 @@ class Report:
             "verdict": str(self.verdict),
             "reasons": list(self.reasons),
             "hints": [as_json(hint) for hint in self.hints],
+            "next": self.advice,
             "leaves": [as_json(leaf) for leaf in self.leaves],
             "environment": dict(self.environment),
         }

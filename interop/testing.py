@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from ._text import printable
 from .pair import Pair
 from .parity import check
 from .report import Report
@@ -50,6 +51,7 @@ def assert_parity(
         AssertionError: the two sides do not agree: (result)
         ...
     """
+    __tracebackhide__ = True  # pytest shows the report where the test called
     return agreed("assert_parity", check(torch_fn, jax_fn, *inputs, pair=pair), allow_inconclusive)
 
 
@@ -85,12 +87,14 @@ def assert_training_parity(
         >>> assert_training_parity(ours, theirs, {"w": np.ones(3)}, {"lr": 0.1}, batches).verdict
         <Verdict.ROUNDING: 'rounding'>
     """
+    __tracebackhide__ = True
     report = check_training(torch_steps, jax_steps, params, hyper, batches, pair)
     return agreed("assert_training_parity", report, allow_inconclusive)
 
 
 def agreed(where: str, report: Report, allow_inconclusive: Sequence[str] = (), page: Path | None = None) -> Report:
     """The report, if it is one of agreement; else an AssertionError, and its page at this path."""
+    __tracebackhide__ = True
     if isinstance(allow_inconclusive, str):
         raise TypeError(f"{where}: allow_inconclusive must be a list of names, got the string {allow_inconclusive!r}")
     names = [leaf.name for leaf in report.leaves]
@@ -113,7 +117,8 @@ def agreed(where: str, report: Report, allow_inconclusive: Sequence[str] = (), p
     if page is not None:
         report.to_html(page)
         kept = f"\nas a page: {page}"
-    raise AssertionError(f"the two sides {said}: {', '.join(dict.fromkeys(bad)) or 'nothing compared'}\n{report}{kept}")
+    named = ", ".join(printable(name) for name in dict.fromkeys(bad))
+    raise AssertionError(f"the two sides {said}: {named or 'nothing compared'}\n{report}{kept}")
 
 
 class Parity:
@@ -133,6 +138,7 @@ class Parity:
         pair: Pair | None = None,
         allow_inconclusive: Sequence[str] = (),
     ) -> Report:
+        __tracebackhide__ = True
         return agreed("parity", check(torch_fn, jax_fn, *inputs, pair=pair), allow_inconclusive, self._page())
 
     def training(
@@ -145,6 +151,7 @@ class Parity:
         pair: Pair | None = None,
         allow_inconclusive: Sequence[str] = (),
     ) -> Report:
+        __tracebackhide__ = True
         report = check_training(torch_steps, jax_steps, params, hyper, batches, pair)
         return agreed("parity.training", report, allow_inconclusive, self._page())
 

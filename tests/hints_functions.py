@@ -112,12 +112,21 @@ fault(
     X,
 )
 
+fault(
+    "eps",
+    "beside a root, and under it",
+    lambda x: x / (x.norm() + 1e-6),
+    lambda x: x / jnp.sqrt(jnp.sum(x * x) + 1e-6),
+    X / 1e3,
+)
+
 
 def _norm_torch(x, eps):
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
 
 
 fault("biased_variance", "a variance", lambda x: x.var(0), lambda x: jnp.var(x, 0), X)
+fault("biased_variance", "a covariance", lambda x: x.T.cov(), lambda x: jnp.cov(x.T, ddof=0), X)
 fault(
     "biased_variance",
     "standard deviation in a norm, gradient",
@@ -155,6 +164,7 @@ fault(
     W,
     X,
 )
+fault("gelu", "by the normal distribution", lambda x: x * torch.special.ndtr(x), linen.gelu, X)
 QKV = (X, normal(8, 6, seed=1), normal(8, 6, seed=2))
 
 

@@ -30,8 +30,11 @@ def train(
     CASES.append(Case(kind, name, steps, frj.train_step(theirs_loss or loss(jnp), theirs), inputs, training=True))
 
 
-def by_torch_optim(make: Callable[..., torch.optim.Optimizer], schedule: Any = None) -> Any:
-    """A step with an optimizer of PyTorch, `make(params, hyper)`, that lives in the state."""
+def by_torch_optim(make: Callable[..., torch.optim.Optimizer], schedule: Any = None, early: bool = False) -> Any:
+    """A step with an optimizer of PyTorch, `make(params, hyper)`, that lives in the state.
+
+    `early`: the scheduler steps before the optimizer.
+    """
 
     def init(params: Any, hyper: Any) -> Any:
         params = {name: p.clone().requires_grad_() for name, p in params.items()}
@@ -43,8 +46,10 @@ def by_torch_optim(make: Callable[..., torch.optim.Optimizer], schedule: Any = N
         value = loss(torch)(state["params"], *batch)
         state["optimizer"].zero_grad()
         value.backward()
+        if early:
+            state["schedule"].step()
         state["optimizer"].step()
-        if state["schedule"]:
+        if state["schedule"] and not early:
             state["schedule"].step()
         return state, {"loss": value.detach()}
 
@@ -195,6 +200,24 @@ train(
     lambda h: optax.sgd(optax.linear_schedule(0.0, 0.05, 4)),
 )
 train(
+    "off_by_one and factor",
+    "a scheduler whose learning rates are powers",
+    by_torch_optim(
+        lambda p, h: torch.optim.Adam(p, 0.05), lambda o: torch.optim.lr_scheduler.ExponentialLR(o, gamma=0.5)
+    ),
+    lambda h: optax.adam(lambda count: 0.05 * 0.5 ** (count + 1)),
+)
+train(
+    "off_by_one",
+    "a scheduler that steps too early",
+    by_torch_optim(
+        lambda p, h: torch.optim.SGD(p, 0.05),
+        lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=2, gamma=0.3),
+        early=True,
+    ),
+    lambda h: optax.sgd(lambda count: 0.05 * 0.3 ** (count // 2)),
+)
+train(
     "factor",
     "of a decay that is a penalty's",
     lambda h: OPTAX.chain(frt.add_penalty_gradient(frt.l2(h["wd"])), OPTAX.adam(h["lr"])),
@@ -219,24 +242,110 @@ train(
 train("factor", "of the learning rate", lambda h: OPTAX.adam(h["lr"]), lambda h: optax.adam(2 * h["lr"]))
 
 
-# --- differences of no such kind, and mixtures of two ---
+def defaults(name: str, ours: Any, theirs: Any, kind: str = "hyper_parameter") -> None:
+    train(kind, name, by_torch_optim(lambda p, h: ours(p, 0.05)), lambda h: theirs(0.05))
 
-train("", "momentum 0.9 and 0.9001", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9001))
-train("", "nesterov", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9, nesterov=True))
-train("", "adam, another b1", lambda h: OPTAX.adam(h["lr"]), lambda h: optax.adam(h["lr"], b1=0.95))
+
+def by_closure(transformation: Any) -> Any:
+    """A step whose transformation nothing but its closure knows."""
+
+    def init(params: Any, hyper: Any) -> Any:
+        return {"params": params, "moments": transformation.init(params)}
+
+    def step(state: Any, hyper: Any, *batch: Any) -> Any:
+        grads, value = torch.func.grad_and_value(loss(torch))(state["params"], *batch)
+        updates, moments = transformation.update(grads, state["moments"], state["params"])
+        return {"params": OPTAX.apply_updates(state["params"], updates), "moments": moments}, {"loss": value}
+
+    return init, step
+
+
+defaults("AdamW of torch.optim and of optax", torch.optim.AdamW, optax.adamw)
+defaults("RMSprop of torch.optim and of optax", torch.optim.RMSprop, optax.rmsprop)
+defaults("Adagrad of torch.optim and of optax", torch.optim.Adagrad, optax.adagrad)
+defaults("no decay, and optax's", torch.optim.Adam, optax.adamw)
+defaults("no momentum", torch.optim.SGD, lambda lr: optax.sgd(lr, 0.9))
+defaults("b2", torch.optim.Adam, lambda lr: optax.adam(lr, b2=0.98))
+defaults("centered", torch.optim.RMSprop, lambda lr: optax.rmsprop(lr, 0.99, eps_in_sqrt=False, centered=True))
+defaults("Adam, eps under the root", torch.optim.Adam, lambda lr: optax.adam(lr, eps=0.0, eps_root=1e-8), kind="eps")
+defaults("Adam, eps under the root as well", torch.optim.Adam, lambda lr: optax.adam(lr, eps_root=1e-8), kind="eps")
 train(
-    "",
-    "rmsprop, eps in the root",
-    lambda h: OPTAX.rmsprop(h["lr"], eps_in_sqrt=False),
-    lambda h: optax.rmsprop(h["lr"]),
-)
-train(
-    "",
+    "hyper_parameter",
     "another decay",
     lambda h: OPTAX.adamw(h["lr"], weight_decay=0.1),
     lambda h: optax.adamw(h["lr"], weight_decay=0.13),
 )
-train("", "no decay", by_torch_optim(lambda p, h: torch.optim.Adam(p, 0.05)), decoupled)
+train(
+    "hyper_parameter",
+    "of a step by hand",
+    by_hand(lambda g, p, h: (g + h["wd"] * p, 0.0)),
+    lambda h: optax.chain(optax.add_decayed_weights(0.03), optax.sgd(inverse_time(h), 0.9)),
+)
+train(
+    "hyper_parameter",
+    "decay, coupled and none",
+    lambda h: OPTAX.sgd(h["lr"], 0.9),
+    lambda h: optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(h["lr"], 0.9)),
+)
+train(
+    "hyper_parameter",
+    "of a proximal step",
+    lambda h: frt.prox_adam(h["lr"], frt.l1(1e-3)),
+    lambda h: frj.prox_adam(h["lr"], frj.l1(1e-3), b1=0.8),
+)
+train(
+    "hyper_parameter",
+    "strength of a penalty, in a proximal step",
+    lambda h: frt.prox_adam(h["lr"], frt.l1(1e-3) + frt.l2(1e-3)),
+    lambda h: frj.prox_adam(h["lr"], frj.l1(4e-3) + frj.l2(1e-3)),
+)
+train(
+    "hyper_parameter",
+    "one strength for two penalties",
+    lambda h: frt.prox_adam(h["lr"], frt.l1(1e-3) + frt.l2(1e-3)),
+    lambda h: frj.prox_adam(h["lr"], frj.l1(4e-3) + frj.l2(4e-3)),
+)
+train(
+    "hyper_parameter",
+    "strength of a penalty, in the loss",
+    lambda h: OPTAX.adam(h["lr"]),
+    lambda h: optax.adam(h["lr"]),
+    ours_loss=frt.penalize(loss(torch), frt.l2(0.1)),
+    theirs_loss=frj.penalize(loss(jnp), frj.l2(0.17)),
+)
+train("hyper_parameter", "in a closure", by_closure(OPTAX.adam(0.05)), lambda h: optax.adam(0.05, b1=0.8))
+train("hyper_parameter", "momentum", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9001))
+train(
+    "hyper_parameter", "nesterov", lambda h: OPTAX.sgd(h["lr"], 0.9), lambda h: optax.sgd(h["lr"], 0.9, nesterov=True)
+)
+train("hyper_parameter", "adam, another b1", lambda h: OPTAX.adam(h["lr"]), lambda h: optax.adam(h["lr"], b1=0.95))
+train(
+    "eps",
+    "rmsprop, under the root and beside it",
+    lambda h: OPTAX.rmsprop(h["lr"], eps_in_sqrt=False),
+    lambda h: optax.rmsprop(h["lr"]),
+)
+
+
+# --- differences of no such kind, and mixtures of two ---
+
+defaults("NAdam, another algorithm", torch.optim.NAdam, optax.nadam, kind="")
+defaults("AMSGrad, of other moments", lambda p, lr: torch.optim.Adam(p, lr, amsgrad=True), optax.amsgrad, kind="")
+defaults("Adam and SGD", torch.optim.Adam, optax.sgd, kind="")
+defaults("another learning rate", torch.optim.SGD, lambda lr: optax.sgd(1.4 * lr), kind="")
+defaults("two: b1 and b2", torch.optim.Adam, lambda lr: optax.adam(lr, 0.8, 0.99), kind="")
+train(
+    "",
+    "1.3 times a decay that both are given",  # no number of this side is right for all that may be given
+    lambda h: OPTAX.adamw(h["lr"], weight_decay=h["wd"]),
+    lambda h: optax.adamw(h["lr"], weight_decay=1.3 * h["wd"]),
+)
+train(
+    "",
+    "two: a decay and b1",
+    lambda h: OPTAX.adamw(h["lr"]),
+    lambda h: optax.adamw(h["lr"], b1=0.8, weight_decay=0.01),
+)
 train("", "l1, and decay of that strength", lambda h: frt.prox_adam(h["lr"], frt.l1(h["wd"])), decoupled)
 train(
     "",

@@ -24,7 +24,11 @@ from funcreg import interop
 from hints_case import LABELS, W, X, Y
 from hints_steps import BATCHES, HYPER, PARAMS, by_torch_optim, coupled, decoupled
 from interop import Hint, Verdict
-from interop.hints import KINDS, _draws
+from interop.hints import KINDS, RULES, _draws, _knobs, _threads
+from interop.hints._calls import Recorder
+from interop.hints._changes import of_calls
+from interop.hints._closures import with_numbers
+from interop.hints._knobs import Knob
 from interop.hints._search import EXPLAINED
 from parity_corpus import layer_norm_jax, loss, normal
 
@@ -68,7 +72,7 @@ def test_a_hint_is_given_where_it_is_right_and_only_there(case):
 
 def test_the_corpus_covers_every_kind_and_what_is_of_none():
     found = [kind for case in hints_corpus.CASES for kind in case.kinds]
-    assert set(found) == set(KINDS) and len(KINDS) == 16
+    assert set(found) == set(KINDS) and len(KINDS) == 17
     assert all(found.count(kind) >= 2 for kind in KINDS), found
     assert sum(not case.kinds for case in hints_corpus.CASES) >= 50
     assert len({str(case) for case in hints_corpus.CASES}) == len(hints_corpus.CASES)
@@ -184,7 +188,112 @@ def test_two_steps_do_not_show_that_a_schedule_is_one_off():
     assert report.verdict == "semantic" and report.hints == ()
 
 
+# --- hyper-parameters of another value ---
+
+
+@pytest.mark.parametrize("start, right", [(0.9, 0.8713), (0.0, 0.314), (0.999, 0.0), (0.01, 1.3e-5)])
+def test_the_other_value_is_found_wherever_it_is(start, right):
+    """Of a number that does what a momentum does: it enters by its powers."""
+
+    def residual(change):
+        value = change.results
+        return np.array([value**k - right**k for k in range(1, 4)])
+
+    knob = Knob("PyTorch's SGD", "momentum", start, lambda value: {"results": value})
+    (change,) = _knobs.changes([knob], residual)
+    assert change.results == right
+    assert change.change == f"PyTorch's SGD has momentum={start:g}; with momentum={right:g} both sides agree"
+
+
+def test_a_number_that_explains_nothing_is_not_turned():
+    away = np.array([1.0, 0.0])
+    tried = []
+
+    def residual(change):
+        tried.append(change)
+        return away + np.array([0.0, change.results])
+
+    assert not [*_knobs.changes([Knob("", "weight_decay", 0.0, lambda value: {"results": value})], residual)]
+    assert len(tried) == 4  # the usual values, and beside the best of them
+    assert not [*_knobs.changes([Knob("", "weight_decay", 0.0, lambda value: {"results": value})], lambda _: None)]
+
+
+def test_numbers_in_closures_are_exchanged_in_a_copy():
+    made = frt.optax.chain(frt.optax.clip_by_global_norm(1.0), frt.optax.adamw(0.1, b1=0.9, weight_decay=0.2))
+    seen = {}
+
+    def change(owner, name, x):
+        seen[owner, name] = x
+        return 0.5 if (owner, name) == ("add_decayed_weights", "weight_decay") else x
+
+    other = with_numbers(made, change)
+    assert seen["scale_by_adam", "b1"] == 0.9 and seen["add_decayed_weights", "weight_decay"] == 0.2
+    assert seen["clip_by_global_norm", "max_norm"] == 1.0
+    params = {"w": torch.ones(3, dtype=torch.float64)}
+    for transformation, decay in ((made, 0.2), (other, 0.5)):
+        updates, _ = transformation.update({"w": torch.zeros(3)}, transformation.init(params), params)
+        torch.testing.assert_close(updates["w"], torch.full((3,), -0.1 * decay))
+    assert with_numbers(made, lambda owner, name, x: x) is made
+
+    def itself(n, count=0.5):
+        return itself(n - 1) + count if n else 0.0
+
+    assert with_numbers(itself, change) is itself
+
+
+def test_the_defaults_of_the_other_library_are_named():
+    steps = by_torch_optim(lambda p, h: torch.optim.Adagrad(p, 0.05))
+    with quickly():
+        (hint,) = interop.check_training(
+            steps, frj.train_step(loss(jnp), lambda h: optax.adagrad(0.05)), PARAMS, HYPER, BATCHES
+        ).hints
+    assert hint.change == (
+        "PyTorch's Adagrad has initial_accumulator_value=0 and eps=1e-10, and adds eps to the root; with "
+        "initial_accumulator_value=0.1 and eps=1e-07, and eps added under the root, as by default in optax.adagrad, "
+        "both sides agree"
+    )
+
+
+def test_another_value_is_looked_for_only_where_nothing_else_explains_it():
+    """Twice a hyper-parameter is another value as well."""
+    ours = frt.train_step(loss(torch), lambda h: frt.optax.adamw(h["lr"], weight_decay=h["wd"]))
+    theirs = frj.train_step(loss(jnp), lambda h: optax.adamw(h["lr"], weight_decay=0.2))
+    with quickly():
+        report = interop.check_training(ours, theirs, PARAMS, HYPER, BATCHES)
+    assert [hint.kind for hint in report.hints] == ["factor"]
+
+
 # --- what the search leaves alone ---
+
+
+def test_calls_inside_an_optimizer_are_not_changed_one_by_one():
+    recorder = Recorder(RULES)
+    params = {"w": torch.ones(3), "b": torch.ones(3)}
+    transformation = frt.prox_adam(0.1, frt.l1(0.1))
+    with recorder:
+        transformation.update(params, transformation.init(params), params)
+    assert recorder.seen and not any(place for seen in recorder.seen.values() for place in seen.places)
+    assert all(change.stage == 1 for seen in recorder.seen.values() for change in of_calls(seen))
+
+
+@pytest.mark.parametrize("quicker", [1, 2])
+def test_threads_are_as_many_as_are_quick_and_afterwards_as_before(quicker, monkeypatch):
+    before, now = torch.get_num_threads(), [2]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: now.__setitem__(0, n))
+    clock = [0.0]
+    monkeypatch.setattr(_threads.time, "perf_counter", lambda: clock[0])
+
+    def run():
+        clock[0] += 1.0 if now[0] == quicker else 5.0
+
+    with _threads.as_suits(run):
+        assert now == [quicker]
+    assert now == [2]
+    with pytest.raises(ZeroDivisionError), _threads.as_suits(run):
+        raise ZeroDivisionError
+    monkeypatch.undo()
+    assert now == [2] and torch.get_num_threads() == before
 
 
 class Counted:

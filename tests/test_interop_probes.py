@@ -91,7 +91,8 @@ MISSED = {  # sides, examples, options, the probes on which the fault is seen
 def test_faults_that_a_normal_draw_misses(name):
     sides, examples, options, where = MISSED[name]
     found = interop.probes(*examples, **options)
-    report = interop.check_probes(sides[0], jax.jit(sides[1]), found)
+    report = interop.check_probes(sides[0], jax.jit(sides[1]), found, hints=False)
+    assert report.hints == ()
     assert {leaf.name.split("/")[0] for leaf in report.leaves if leaf.verdict is SEMANTIC} == where
     assert report.verdict is SEMANTIC
 
@@ -119,6 +120,34 @@ def test_a_large_mean_shows_a_variance_that_loses_its_digits():
     assert report.verdict is INCONCLUSIVE
     assert [leaf.verdict for leaf in report.leaves] == [ROUNDING, INCONCLUSIVE]
     assert report.reasons[0].startswith("large mean/(result): float64 agrees, but in float32")
+
+
+def unit(x):
+    return (x - x.mean()) / (abs(x - x.mean()).mean() + 1e-3)
+
+
+@pytest.mark.parametrize(
+    "sides, kind",
+    [
+        (gradient(torch.abs, jnp.abs), "subgradient"),
+        ((lambda x: x.T.cov(), lambda x: jnp.cov(x.T, ddof=0)), "biased_variance"),
+        ((lambda x: F.gelu(unit(x)), lambda x: jax.nn.gelu(unit(x))), "gelu"),
+    ],
+)
+def test_a_hint_explains_every_probe(sides, kind):
+    """Of those with few digits, and of those whose results are rounding alone, it need not."""
+    report = interop.check_probes(sides[0], jax.jit(sides[1]), interop.probes(SHAPE))
+    assert report.verdict is SEMANTIC and [hint.kind for hint in report.hints] == [kind]
+    assert all(leaf.step == 0 for leaf in report.leaves)
+
+
+def test_what_explains_one_probe_only_is_no_hint():
+    def theirs(x):
+        return jnp.where(jnp.abs(x) > 20, 1.1, 1.0) * jax.nn.gelu(x)
+
+    found = interop.probes(SHAPE)
+    assert [h.kind for h in interop.check(F.gelu, theirs, *found["normal"]).hints] == ["gelu"]
+    assert interop.check_probes(F.gelu, jax.jit(theirs), {k: found[k] for k in ("normal", "large")}).hints == ()
 
 
 def test_what_is_infinite_on_both_sides_does_not_spoil_the_verdict():

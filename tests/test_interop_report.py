@@ -255,6 +255,38 @@ def test_hints_and_the_leaves_that_are_not_listed_are_in_both_texts():
         assert "  hint: another eps (3e-16)" in text and "... and 3 more leaves" in text and "step" in text
 
 
+def test_a_difference_without_a_hint_says_what_to_do_next():
+    bare = summed_up([leaf("w", 1e-3)])
+    steps = summed_up([leaf("params.w", 1e-3, step) for step in (1, 2)])
+    for report, words in ((bare, "check` their parts"), (steps, "check` the gradients of both losses")):
+        assert words in report.advice and "interop.locate(net, flax_model, pair, *inputs)" in report.advice
+        assert f"\n  next: {report.advice}\n" in str(report)
+        assert "next: `interop" in shown(report) and report.to_dict()["next"] == report.advice
+        assert report.advice.replace("`", "") in Page(report.to_html()).text
+    assert "What to do next" not in bare.to_html(location=NoLocation())
+    hinted = Report(SEMANTIC, bare.leaves, (), (Hint("eps", "another eps", 3e-16),))
+    for report in (hinted, summed_up([leaf("w", 1e-16)]), summed_up([leaf("w", 1e-12)], at_least=INCONCLUSIVE)):
+        assert report.advice == report.to_dict()["next"] == "" and "next:" not in str(report) + shown(report)
+        assert "What to do next" not in report.to_html()
+
+
+class NoLocation:
+    where, direction = "", ""
+
+
+def test_what_is_invisible_in_names_is_written_out():
+    name = "a\nb\tc\x00\u200b\x1b[31m"
+    report = summed_up([leaf(name, 1e-3, step, reason="why") for step in (1, 2)])
+    for text in (str(report), shown(report)):
+        assert not set(text) & set("\t\x00\u200b\x1b")
+        assert r"a\nb\tc\x00\u200b" in text and sum(line.lstrip().startswith("a") for line in text.splitlines()) == 2
+    text = report.to_html()
+    assert not set(text) & set("\t\x00\u200b\x1b") and r"a\nb\tc\x00\u200b" in Page(text).text
+    assert json.loads(report.to_json())["leaves"][0]["name"] == name
+    visible = "gr\u00fc\u00df.\u5c64"
+    assert visible in str(summed_up([leaf(visible, 1e-16)]))
+
+
 # --- JSON ---
 
 
@@ -262,7 +294,10 @@ def test_json_has_a_schema_versions_and_the_machine():
     report = interop.check(torch.sin, jnp.sin, X)
     plain = json.loads(report.to_json())
     assert plain == report.to_dict()
-    assert list(plain) == ["schema", "verdict", "reasons", "hints", "leaves", "environment"] and plain["schema"] == 1
+    assert (
+        list(plain) == ["schema", "verdict", "reasons", "hints", "next", "leaves", "environment"]
+        and plain["schema"] == 1
+    )
     for name in ("numpy", "torch", "jax", "jaxlib", "flax", "optax"):
         assert plain["environment"][name] == importlib.metadata.version(name)
     assert {"funcreg", "python", "system", "cores", "jax devices"} <= plain["environment"].keys()

@@ -114,6 +114,39 @@ def test_pytest_finds_the_fixture(pytester):
     )
 
 
+def test_pytest_shows_the_test_and_the_report_not_our_frames(pytester):
+    pytester.makeconftest('pytest_plugins = ["interop.testing"]')
+    pytester.makepyfile(
+        """
+        import jax.numpy as jnp, numpy as np, torch
+        import funcreg.jax as frj, funcreg.torch as frt, optax
+        from interop.testing import assert_parity, assert_training_parity
+
+        X = np.ones(3)
+
+        def steps(rate):
+            ours = frt.train_step(lambda p, x: (p["w"] * x).square().mean(), lambda h: frt.optax.sgd(0.1))
+            return ours, frj.train_step(lambda p, x: jnp.mean((p["w"] * x) ** 2), lambda h: optax.sgd(rate))
+
+        def test_function():
+            assert_parity(torch.sin, jnp.cos, X)
+
+        def test_steps():
+            assert_training_parity(*steps(0.13), {"w": X}, None, [X])
+
+        def test_fixture(parity):
+            parity(torch.sin, jnp.cos, X)
+
+        def test_fixture_steps(parity):
+            parity.training(*steps(0.13), {"w": X}, None, [X])
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:xdist")
+    result.assert_outcomes(failed=4)
+    assert "testing.py" not in result.stdout.str()
+    assert result.stdout.str().count("E       AssertionError: the two sides do not agree") == 4
+
+
 def test_pytest_is_not_needed(monkeypatch):
     """The module without pytest: all but the fixture."""
     real = builtins.__import__

@@ -21,19 +21,21 @@ Example:
 from collections.abc import Iterator
 
 from ..report import Hint, Report
-from . import _activations, _layouts, _losses, _norms, _optimizers
+from . import _activations, _knobs, _layouts, _losses, _norms, _optimizers
 from ._calls import Recorder
 from ._changes import Change, of_calls, of_results
-from ._search import Goal, explain, still_differs
+from ._search import Goal, explain, residual, still_differs
+from ._threads import as_suits
 from ._trials import CheckTrial as CheckTrial
 from ._trials import Kept, Trial
+from ._trials import ProbesTrial as ProbesTrial
 from ._trials import TrainingTrial as TrainingTrial
 
 KINDS = {
     "transposed_kernel": "a square kernel that is transposed on one side",
     "flipped_kernel": "a convolution whose kernel is mirrored on one side",
     "flatten_order": "axes that are flattened, or split, in another order: channels first or last, heads or width",
-    "eps": "the small number in a denominator: 1e-5 or 1e-6, or one that one side lacks",
+    "eps": "the small number in a denominator: 1e-5 or 1e-6, one that one side lacks, or beside a root and under it",
     "biased_variance": "a variance by n or by n - 1; that of batch norm's running statistics",
     "gelu": "gelu by erf or by its approximation with tanh",
     "mask_polarity": "a mask whose true entries one side keeps and the other leaves out",
@@ -45,6 +47,7 @@ KINDS = {
     "decoupled_decay": "weight decay added to the gradient, or taken from the parameters themselves",
     "decay_not_scaled": "decay of the parameters that is multiplied by the learning rate on one side only",
     "dampening": "gradients multiplied by 1 - dampening before they are added to the momentum; all, none, all but one",
+    "hyper_parameter": "another decay, momentum, b1, strength of a penalty ..., or the defaults of the other library",
     "off_by_one": "a count of steps, and with it a schedule or a bias correction, that is one ahead",
 }
 RULES = (*_layouts.RULES, *_norms.RULES, *_activations.RULES, *_losses.RULES)
@@ -63,9 +66,12 @@ def hints_of(trial: Trial, report: Report, progress: bool = True) -> tuple[Hint,
     watched = Change("", "", called=lambda function: recorder.watching(optimizers.watching(function)))
     if not still_differs(trial, goal, watched):  # where watching alone changes the result, nothing can be tried
         return ()
-    changes = _changes_to(trial, goal, recorder, optimizers)
-    order = [*KINDS]
-    return explain(trial, goal, sorted(changes, key=lambda change: order.index(change.kind)), progress)
+    with as_suits(lambda: still_differs(trial, goal, Change("", ""))):
+        changes = _changes_to(trial, goal, recorder, optimizers)
+        order = [*KINDS]
+        found = explain(trial, goal, sorted(changes, key=lambda change: order.index(change.kind)), progress)
+        # Other values last, and only where nothing else explains it: a factor of a gradient may look like one of them.
+        return found or explain(trial, goal, _other_values(trial, goal, optimizers), progress)
 
 
 def _changes_to(trial: Trial, goal: Goal, recorder: Recorder, optimizers: _optimizers.Optimizers) -> Iterator[Change]:
@@ -75,3 +81,9 @@ def _changes_to(trial: Trial, goal: Goal, recorder: Recorder, optimizers: _optim
     yield from trial.of_inputs()
     yield from _optimizers.changes(optimizers)
     yield from trial.of_steps()
+
+
+def _other_values(trial: Trial, goal: Goal, optimizers: _optimizers.Optimizers) -> Iterator[Change]:
+    yield from _optimizers.defaults(optimizers)
+    knobs = (*_optimizers.knobs(optimizers), *trial.knobs())
+    yield from _knobs.changes(knobs, lambda change: residual(trial, goal, change))

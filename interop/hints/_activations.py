@@ -20,13 +20,16 @@ def _gelu(call: Call) -> Iterator[Option]:
 
 
 def _erf(call: Call) -> Iterator[Option]:
-    """Of `x / sqrt(2)`, as in a gelu by hand."""
+    """Of `x / sqrt(2)`, as in a gelu by hand; `ndtr(x)` is half of 1 and this."""
+    half = call.name == "special_ndtr"
 
     def run() -> Tensor:
-        x = call.args[0] * math.sqrt(2)
-        return torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        x = call.args[0] * (1.0 if half else math.sqrt(2))
+        y = torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        return 0.5 * (1 + y) if half else y
 
-    yield Option("erf", "computes erf, as in an exact gelu", "the approximation of gelu with tanh,", run)
+    what = "ndtr" if half else "erf"
+    yield Option(what, f"computes {what}, as in an exact gelu", "the approximation of gelu with tanh,", run)
 
 
 def _masks(call: Call) -> Iterator[Option]:
@@ -204,7 +207,7 @@ _KINKS: dict[Callable[[Call], Iterator[Option]], tuple[str, ...]] = {
 
 RULES = (
     Rule("gelu", ("gelu",), _gelu),
-    Rule("gelu", ("erf",), _erf),
+    Rule("gelu", ("erf", "special_erf", "special_ndtr"), _erf),
     Rule("mask_polarity", tuple(name for name in _MASKS if name != "where"), _masks),
     Rule("mask_polarity", ("where",), _choice),
     Rule("mask_polarity", ("mul", "mul_", "to", "float", "double", "type_as"), _computed),

@@ -18,6 +18,10 @@ from torch.overrides import TorchFunctionMode
 _SKIPPED = tuple(str(Path(module.__file__).parent) for module in (torch, functools) if module.__file__)
 _OURS = str(Path(__file__).parent.parent)
 _WING = str(Path(__file__).parent.parent.parent / "funcreg")
+_UPDATES = (  # what runs inside these has no place: what is wrong in an update is wrong for all parameters
+    str(Path(torch.optim.__file__).parent),
+    *(str(Path(_WING, "torch", name)) for name in ("optax", "_transform.py")),
+)
 
 
 class Call(NamedTuple):
@@ -152,10 +156,12 @@ def _by_function(rules: Iterable[Rule]) -> dict[str, list[Rule]]:
 
 
 def _place() -> str:
-    """The line of the user's code that makes the call, "model.py:31"; "" where there is none."""
+    """The line of the user's code that makes the call, "model.py:31"; "" where there is none, or in an optimizer."""
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
+        if file.startswith(_UPDATES):
+            return ""
         if file.startswith(_OURS) and not file.startswith(str(Path(__file__).parent)):
             return ""  # called by `check` itself: a function of PyTorch was passed to it
         if not file.startswith((*_SKIPPED[:1], _WING, str(Path(__file__).parent))):

@@ -54,16 +54,18 @@ def of_calls(seen: Seen) -> Iterator[Change]:
         return f"PyTorch {option.now}{where}; with {option.then} both sides agree"
 
     everywhere = f" in {len(places)} calls{_at(places)}" if len(places) > 1 else _at(places)
-    yield Change(rule.kind, sentence(everywhere), 1, rule.sized, _rerun(rule, option.key, None))
+    yield Change(rule.kind, sentence(everywhere), 1, rule.sized, rerun(rule, option.key))
     # Those inside an optimizer have no place of their own: what is wrong there is wrong for all parameters.
     alone = [number for number, place in enumerate(places) if place] if len(places) > 1 else []
     for number in alone[:_SINGLE]:
         place = places[number]
         where = f" in call {number + 1} of {len(places)}{_at([place])}"
-        yield Change(rule.kind, sentence(where), 2, rule.sized, _rerun(rule, option.key, number))
+        yield Change(rule.kind, sentence(where), 2, rule.sized, rerun(rule, option.key, number))
 
 
-def _rerun(rule: Rule, key: Any, only: int | None) -> Callable[[Function], Function]:
+def rerun(rule: Rule, key: Any, only: int | None = None) -> Callable[[Function], Function]:
+    """A function with the calls that an option of this key fits, or one of them, made as it says."""
+
     def around(function: Function) -> Function:
         def changed(*args: Any) -> Any:
             with Changed(rule, key, only):

@@ -2,13 +2,14 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._calls import Call, Option, Rule
+from ._changes import rerun
 
 # Of PyTorch's and flax's layers, of optimizers of both, and those that ports write by hand.
 EPSILONS = (1e-6, 1e-5, 1e-8, 1e-3, 1e-12, 1e-7, 1e-4, 1e-10, 1e-9, 2.0**-23, 0.0)
@@ -52,6 +53,43 @@ def _eps_by_hand(call: Call) -> Iterator[Option]:
         if new != old:
             run = functools.partial(call.replaced, name, position, new)
             yield Option((what, new), what, f"{new:g}", run)
+    if not bound:
+        yield from _places(call, old, call.args[1 - position])
+
+
+def _places(call: Call, eps: float, x: Any) -> Iterator[Option]:
+    """`sqrt(x) + eps`, `sqrt(x + eps)` and both: made of one another by what is returned in place of this sum."""
+    if not all(bool((one >= 0).all()) for one in _listed(x)):  # no root, and nothing to take a root of
+        return
+    what = f"adds {eps:g}"
+
+    def option(key: Any, now: str, then: str, each: Callable[[Tensor], Tensor]) -> Option:
+        return Option((what, key), f"{what} {now}", then, lambda: _in_place_of(call, x, each))
+
+    yield option("under", "to a root", "that added under it", lambda y: (y * y + eps).sqrt())
+    yield option("beside", "under a root", "that added to it", lambda y: (y.sqrt() + eps) ** 2)
+    for root in EPSILONS if call.name.endswith("_") else ():  # as of optimizers, of which some have both
+        then = f"{root:g} added under it as well"
+        yield option(("both", root), "to a root", then, lambda y, root=root: (y * y + root).sqrt() + eps)
+
+
+def _in_place_of(call: Call, x: Any, each: Callable[[Tensor], Tensor]) -> Any:
+    """What the call would have returned if it computed this of every array."""
+    new = [each(one) for one in _listed(x)]
+    if call.name.endswith("_"):
+        for old, one in zip(_listed(x), new, strict=True):
+            old.copy_(one)
+        return x
+    return new if isinstance(x, (list, tuple)) else new[0]
+
+
+def _listed(x: Any) -> Any:
+    return x if isinstance(x, (list, tuple)) else [x]
+
+
+def under_the_root(eps: float) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The change of a function that adds this number to roots: it is added under them."""
+    return rerun(_BY_HAND, (f"adds {eps:g}", "under"))
 
 
 def _variance(call: Call) -> Iterator[Option]:
@@ -73,6 +111,14 @@ def _variance(call: Call) -> Iterator[Option]:
         return (new, out[1]) if both else new
 
     yield Option(old, f"{words[old]} in {call.name}", then[1 - old], run)
+
+
+def _covariance(call: Call) -> Iterator[Option]:
+    old = call.kwargs.get("correction", 1)
+    if old in (0, 1):
+        by = ("by n (a biased covariance)", "by n - 1 (unbiased)")
+        run = functools.partial(call.replaced, "correction", len(call.args), 1 - old)
+        yield Option(old, f"divides the sum of products {by[old]} in cov", ("by n", "by n - 1")[1 - old], run)
 
 
 def _variance_by_hand(call: Call) -> Iterator[Option]:
@@ -103,10 +149,13 @@ def _running_variance(call: Call) -> Iterator[Option]:
     yield Option("running", now, "biased ones (by n)", run)
 
 
+_BY_HAND = Rule("eps", _SUMS, _eps_by_hand)
+
 RULES = (
     Rule("eps", tuple(_POSITIONS), _eps_of_layers),
-    Rule("eps", _SUMS, _eps_by_hand),
+    _BY_HAND,
     Rule("biased_variance", ("var", "std", "var_mean", "std_mean"), _variance, sized=True),
+    Rule("biased_variance", ("cov",), _covariance, sized=True),
     Rule("biased_variance", ("div",), _variance_by_hand, sized=True),
     Rule("biased_variance", ("batch_norm",), _running_variance, sized=True),
 )

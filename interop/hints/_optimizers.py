@@ -1,4 +1,4 @@
-"""Decay and dampening inside `torch.optim`, changed by hooks that PyTorch calls before and after every step."""
+"""The options of a `torch.optim` optimizer, changed by hooks that PyTorch calls before and after every step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ._changes import Change, Function
+from ._knobs import Knob, is_one
+from ._norms import under_the_root
 
 Group = dict[str, Any]
 Undo = Callable[[], None]
@@ -90,10 +92,13 @@ def _is_decoupled(name: str, group: Group) -> bool:
     return name == "AdamW" or bool(group.get("decoupled_weight_decay"))
 
 
-def _decay(form: str) -> Prepare:
+def _decay(form: str, size: float | None = None) -> Prepare:
+    """In this form, of this size; None: of its own."""
+
     def prepare(optimizer: Optimizer, group: Group) -> Undo | None:
         del optimizer
-        decay = group.get("weight_decay", 0)
+        own = group.get("weight_decay", 0)
+        decay = own if size is None else size
         trained = [p for p in group["params"] if p.grad is not None]
         grads, before = [p.grad for p in trained], [p.detach().clone() for p in trained]
         group["weight_decay"] = 0.0
@@ -102,7 +107,7 @@ def _decay(form: str) -> Prepare:
                 p.grad = p.grad + decay * p.detach()
 
         def undo() -> None:
-            group["weight_decay"] = decay
+            group["weight_decay"] = own
             factor = decay * (1.0 if form == "unscaled" else group["lr"])
             for p, grad, old in zip(trained, grads, before, strict=True):
                 p.grad = grad
@@ -138,6 +143,73 @@ def _dampening(value: float, first: bool) -> Prepare:
         return lambda: group.__setitem__("dampening", old)
 
     return prepare
+
+
+# The defaults of optax that differ from PyTorch's, of one algorithm, beside decays and learning rates. In all of these
+# optax adds eps under the root.
+_OF_OPTAX: dict[str, tuple[str, Group]] = {
+    "RMSprop": ("optax.rmsprop", {"alpha": 0.9}),
+    "Adagrad": ("optax.adagrad", {"initial_accumulator_value": 0.1, "eps": 1e-7}),
+}
+
+
+def knobs(optimizers: Optimizers) -> Iterator[Knob]:
+    """The numbers and flags of the optimizers that were seen."""
+    for name, group in optimizers.seen:
+        for key, value in _numbers(group):
+            if is_one(key, value):
+                yield Knob(f"PyTorch's {name}", key, value, lambda new, key=key, old=value: _given({key: (old, new)}))
+        if group.get("weight_decay") == 0 and not _is_decoupled(name, group):
+            yield Knob(
+                f"PyTorch's {name}",
+                "decoupled weight_decay",
+                0.0,
+                lambda new: {"called": _hooked(_decay("decoupled", new))},
+                (1e-4, 1e-2),
+            )
+
+
+def defaults(optimizers: Optimizers) -> Iterator[Change]:
+    """Those of optax in place of PyTorch's, all at once."""
+    for name, group in optimizers.seen:
+        if name not in _OF_OPTAX:
+            continue
+        whose, options = _OF_OPTAX[name]
+        old, new = (" and ".join(f"{key}={x[key]:g}" for key in options) for x in (group, options))
+        given = _given({key: (group[key], value) for key, value in options.items()})["called"]
+        under = under_the_root(options.get("eps", group["eps"]))
+        change = (
+            f"PyTorch's {name} has {old}, and adds eps to the root; with {new}, and eps added under the root, as by "
+            f"default in {whose}, both sides agree"
+        )
+        yield Change("hyper_parameter", change, called=lambda f, given=given, under=under: given(under(f)))
+
+
+def _numbers(group: Group) -> Iterator[tuple[str, Any]]:
+    for key, value in group.items():
+        if isinstance(value, tuple):
+            yield from ((f"{key}[{i}]", x) for i, x in enumerate(value))
+        else:
+            yield key, value
+
+
+def _given(values: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """These options given to every group that has the old ones: by name, old and new."""
+
+    def prepare(optimizer: Optimizer, group: Group) -> Undo | None:
+        numbers, before = dict(_numbers(group)), dict(group)
+        if any(key not in numbers or numbers[key] != old for key, (old, _) in values.items()):
+            return None
+        for key, (_, new) in values.items():
+            name, index = key.removesuffix("]").split("[") if "[" in key else (key, "")
+            group[name] = tuple(new if str(i) == index else x for i, x in enumerate(group[name])) if index else new
+            if key == "initial_accumulator_value":  # which the constructor has used
+                for state in (optimizer.state[p] for p in group["params"]):
+                    if state["step"] == 0:
+                        state["sum"].fill_(new)
+        return lambda: group.update(before)
+
+    return {"called": _hooked(prepare)}
 
 
 def _hooked(prepare: Prepare) -> Callable[[Function], Function]:

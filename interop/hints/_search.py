@@ -6,9 +6,12 @@ rows and with more. A draw that one of the sides cannot be run on does not count
 is reported as both.
 """
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator
+
+import numpy as np
 
 from .._leaves import Leaves
 from .._measure import compare
@@ -23,6 +26,10 @@ EXPLAINED = 1e-12
 CLEARLY = 1e-2
 # Within one kind, of changes that explain it, those are reported that leave no more than so many times the least.
 AS_GOOD = 10.0
+# A residual is of so many steps more than show that there is a difference.
+LATER = 2
+# A leaf that is smaller is not divided by its size.
+TINY = 1e-30
 # Seconds before a bar is shown.
 PATIENCE = 2.0
 
@@ -32,6 +39,7 @@ class Goal:
 
     def __init__(self, report: Report) -> None:
         self.before = {(leaf.name, leaf.step or 1): leaf for leaf in report.leaves}
+        self.onset = min(leaf.step or 1 for leaf in report.leaves if leaf.verdict is Verdict.SEMANTIC)
         self.differing = {leaf.name for leaf in report.leaves if leaf.verdict is Verdict.SEMANTIC}
 
     def left(self, step: int, ours: Leaves, theirs: Leaves, drawn: bool) -> float | None:
@@ -69,6 +77,24 @@ def _allowed(leaf: Leaf | None, drawn: bool) -> float:
 def still_differs(trial: Trial, goal: Goal, change: Change) -> bool:
     """Whether the sides can be run again, and differ as they did."""
     return _run(trial, goal, change, trial.given) is None
+
+
+def residual(trial: Trial, goal: Goal, change: Change) -> np.ndarray | None:
+    """How far apart the sides are with a change, each leaf by its size, up to a few steps after they first differ.
+
+    None where a side cannot be run.
+    """
+    apart: list[np.ndarray] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            pairs = zip(trial.ours(change, trial.given), trial.theirs(trial.given), strict=False)
+            for ours, theirs in itertools.islice(pairs, goal.onset + LATER):
+                for name in goal.names(theirs):
+                    apart.append(np.ravel((ours[name] - theirs[name]) / max(np.abs(theirs[name]).max(initial=0), TINY)))
+        except Exception:
+            return None
+    return np.concatenate(apart)
 
 
 def explain(trial: Trial, goal: Goal, changes: Iterable[Change], progress: bool = True) -> tuple[Hint, ...]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -16,6 +16,7 @@ from funcreg._selectors import leaf_name
 from .._leaves import Leaves
 from .._measure import compare
 from ._changes import Change, Steps
+from ._knobs import USUAL, Knob
 
 Tree = Any
 
@@ -41,10 +42,17 @@ def counts(state: Any, steps: int) -> Iterator[Change]:
             )
             around = functools.partial(_shifted, indices=group, by=by)
             yield Change("off_by_one", change, 1 if len(group) == 1 else 2, steps=around)
-    if any(isinstance(x, LRScheduler) for _, x in _leaves(state)):
-        for by, words in ((1, "its second one, a step ahead"), (-1, "the one before it, a step behind")):
-            change = f"PyTorch's scheduler begins with its first learning rate; with {words}, both sides agree"
-            yield Change("off_by_one", change, 1, steps=functools.partial(_scheduled, by))
+    schedulers = [x for _, x in _leaves(state) if isinstance(x, LRScheduler)]
+    begins, steps_on = "begins with its first learning rate", "takes a step with every one of the optimizer"
+    ways = [
+        (f"{begins}; with its second one, a step ahead,", LRScheduler.step),
+        (f"{steps_on}; with its first one left out, a step behind,", _hold),
+    ]
+    if any(isinstance(x, LambdaLR) for x in schedulers):
+        ways.append((f"{begins}; with the one before it, a step behind,", _go_back))
+    for words, move in ways if schedulers else ():
+        change = f"PyTorch's scheduler {words} both sides agree"
+        yield Change("off_by_one", change, 1, steps=functools.partial(_scheduled, move))
 
 
 def _leaves(state: Any) -> list[tuple[str, Any]]:
@@ -72,18 +80,32 @@ def _shifted(steps: Steps, indices: tuple[int, ...], by: int) -> Steps:
     return shifted, step
 
 
-def _scheduled(by: int, steps: Steps) -> Steps:
+def _scheduled(move: Callable[[LRScheduler], None], steps: Steps) -> Steps:
     init, step = steps
 
-    def shifted(*args: Any) -> Any:
+    def moved(*args: Any) -> Any:
         state = init(*args)
         for _, x in _leaves(state):
             if isinstance(x, LRScheduler):
-                x.last_epoch += by - 1
-                x.step()
+                move(x)
         return state
 
-    return shifted, step
+    return moved, step
+
+
+def _hold(scheduler: LRScheduler) -> None:
+    """Its next step is none: most compute a learning rate from the last one, and cannot go back."""
+
+    def step(*args: Any, **options: Any) -> None:
+        del args, options, scheduler.__dict__["step"]
+
+    scheduler.__dict__["step"] = step
+
+
+def _go_back(scheduler: LRScheduler) -> None:
+    if isinstance(scheduler, LambdaLR):
+        scheduler.last_epoch -= 2
+        scheduler.step()
 
 
 def factors(hyper: Tree) -> Iterator[Change]:
@@ -93,14 +115,30 @@ def factors(hyper: Tree) -> Iterator[Change]:
             change = (
                 f"PyTorch and JAX differ by a factor in hyper[{key!r}]; with {words} it in PyTorch both sides agree"
             )
-            yield Change("factor", change, 3, steps=functools.partial(_multiplied, key, factor))
+            yield Change("factor", change, 3, steps=functools.partial(_given, key, lambda x, by=factor: by * x))
 
 
-def _multiplied(key: str, factor: float, steps: Steps) -> Steps:
+def knobs(hyper: Tree) -> Iterator[Knob]:
+    """The hyper-parameters themselves; but for learning rates, which gradients of another size look like."""
+    for key in _numbers(hyper):
+        if key not in _RATES:
+            make = functools.partial(_with_value, key)
+            yield Knob("PyTorch", f"hyper[{key!r}]", hyper[key], make, (0.0, *USUAL.get(key, ())), stage=2)
+
+
+_RATES = ("lr", "learning_rate", "rate", "step_size", "eta")
+
+
+def _with_value(key: str, value: float) -> dict[str, Any]:
+    return {"steps": functools.partial(_given, key, lambda _: value)}
+
+
+def _given(key: str, value: Callable[[float], float], steps: Steps) -> Steps:
+    """Steps that are given another value of one hyper-parameter."""
     init, step = steps
 
     def new(hyper: Any) -> Any:
-        return {**hyper, key: factor * hyper[key]}
+        return {**hyper, key: value(hyper[key])}
 
     return (
         lambda params, hyper, *extra: init(params, new(hyper), *extra),

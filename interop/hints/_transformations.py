@@ -5,6 +5,8 @@ place it is the same transformation without decay (`_bare`). Where the differenc
 is decoupled; where it is what a multiple of the parameters in the gradient would make, it is coupled. Both are measured
 on random numbers, and used only where they hold to rounding. A learning rate shows in the answer to a huge gradient: a
 first step of Adam is as long as it, one of SGD a multiple of the gradient.
+
+Its other numbers are in the closures of its functions, by the names that they have in the source (`knobs`).
 """
 
 import functools
@@ -20,6 +22,8 @@ import funcreg.torch as fr
 from funcreg.torch.optax import GradientTransformation, ScaleByScheduleState
 
 from ._changes import Change, Steps
+from ._closures import with_numbers
+from ._knobs import Knob, is_one
 
 Tree = Any
 _HUGE = 1e8
@@ -80,6 +84,53 @@ def changes(steps: Steps, state: Any, hyper: Tree) -> Iterator[Change]:
     yield from _dampenings(transformation, state)
 
 
+def knobs(steps: Steps, hyper: Tree) -> Iterator[Knob]:
+    """The numbers and flags of the loss and of the transformation, which `train_step` knows; else of the closures."""
+    made_by = getattr(steps[1], "made_by", None)
+    transformation = made_by[1](hyper) if made_by else None
+    owners: dict[tuple[str, float], list[str]] = {}
+
+    def note(owner: str, name: str, x: Any) -> Any:
+        if is_one(name, x) and owner not in (known := owners.setdefault((name, x), [])):
+            known.append(owner)
+        return x
+
+    with_numbers((made_by[0], transformation) if made_by else steps, note)
+    for (name, old), several in owners.items():
+        # one strength for two penalties, say, is one number that somebody wrote down
+        for chosen in [[owner] for owner in several] + [several] * (len(several) > 1):
+            make = functools.partial(_given, bool(made_by), chosen, name, old)
+            yield Knob(f"PyTorch's {' and '.join(chosen)}", name, old, make)
+    by_prox = transformation is None or getattr(transformation.update, "penalty", None) is not None
+    if not by_prox and not any(name == "weight_decay" for name, _ in owners):
+        for coupled, name in ((True, "coupled weight_decay"), (False, "decoupled weight_decay")):
+            yield Knob("PyTorch's transformation", name, 0.0, functools.partial(_decayed, coupled), (1e-4, 1e-2))
+
+
+def _given(made: bool, owners: list[str], name: str, old: float, new: float) -> dict[str, Any]:
+    def change(owner: str, called: str, x: Any) -> Any:
+        return new if owner in owners and called == name and type(x) is type(old) and x == old else x
+
+    around = functools.partial(with_numbers, change=change)
+    return {"steps": functools.partial(_remade, around, around_loss=around) if made else around}
+
+
+def _decayed(coupled: bool, size: float) -> dict[str, Any]:
+    def around(inner: GradientTransformation) -> GradientTransformation:
+        def update(updates: Tree, state: Any, params: Tree = None) -> tuple[Tree, Any]:
+            if coupled:
+                return inner.update(_map(lambda u, p: u + size * p, updates, params), state, params)
+            rate = _rate(inner, params, state)
+            if rate is None:
+                raise ValueError("the learning rate of the transformation does not show")
+            updates, state = inner.update(updates, state, params)
+            return _map(lambda u, p: u - rate * size * p, updates, params), state
+
+        return GradientTransformation(inner.init, update)
+
+    return {"steps": functools.partial(_remade, around)}
+
+
 def _decays(transformation: GradientTransformation, state: Any) -> Iterator[Change]:
     decay = _measured(transformation, state.params, state.opt_state)
     if decay is None:
@@ -95,9 +146,13 @@ def _decays(transformation: GradientTransformation, state: Any) -> Iterator[Chan
         yield Change(form.kind, change, steps=functools.partial(_remade, functools.partial(_with_decay, form)))
 
 
-def _remade(around: Callable[[GradientTransformation], GradientTransformation], steps: Steps) -> Steps:
+def _remade(
+    around: Callable[[GradientTransformation], GradientTransformation],
+    steps: Steps,
+    around_loss: Callable[[Any], Any] = lambda loss: loss,
+) -> Steps:
     loss, make, has_extra = steps[1].made_by  # pyright: ignore[reportFunctionMemberAccess]
-    return fr.train_step(loss, lambda hyper: around(make(hyper)), has_extra)
+    return fr.train_step(around_loss(loss), lambda hyper: around(make(hyper)), has_extra)
 
 
 def _with_decay(form: _Form, inner: GradientTransformation) -> GradientTransformation:

@@ -12,6 +12,7 @@ from .._leaves import Leaves
 from .._sides import Side
 from . import _draws, _steps, _transformations
 from ._changes import Change, Function, Steps, of_masks
+from ._knobs import Knob
 
 Tree = Any
 Given = tuple[Tree, ...]
@@ -39,6 +40,10 @@ class Trial(ABC):
 
     def of_steps(self) -> Iterator[Change]:
         """What could be different in training steps."""
+        return iter(())
+
+    def knobs(self) -> Iterator[Knob]:
+        """The hyper-parameters of training steps."""
         return iter(())
 
     @abstractmethod
@@ -71,6 +76,35 @@ class CheckTrial(Trial):
         yield False, _draws.strong(self.given)
         for length in _draws.lengths(self.given):
             yield True, _draws.longer(self.given, length)
+
+
+class ProbesTrial(CheckTrial):
+    """The functions of `check_probes`; what is given are the inputs of each probe, whose results come one by one.
+
+    Args:
+        differing: how many of the probes, the first ones, show a difference. The others stay as they are when numbers
+            are drawn: where a variance is exactly 0, that of other numbers is nothing but rounding.
+    """
+
+    def __init__(self, *args: Any, differing: int) -> None:
+        super().__init__(*args)
+        self.differing = differing
+
+    def theirs(self, given: Given) -> Iterator[Leaves]:
+        for inputs in given:
+            yield from super().theirs(inputs)
+
+    def ours(self, change: Change, given: Given) -> Iterator[Leaves]:
+        for inputs in given:
+            yield from super().ours(change, inputs)
+
+    def draws(self) -> Iterator[tuple[bool, Given]]:
+        for longer, drawn in super().draws():
+            yield longer, (*drawn[: self.differing], *self.given[self.differing :])
+
+    def of_inputs(self) -> Iterator[Change]:
+        found = {change.change: change for inputs in self.given for change in of_masks(inputs)}
+        return iter(found.values())
 
 
 class TrainingTrial(Trial):
@@ -126,6 +160,12 @@ class TrainingTrial(Trial):
             yield from _transformations.changes(self.steps[0], first.state, given)
         few = (params, hyper, batches[: _steps.ENOUGH_STEPS])
         yield from _steps.decays(hyper, lambda around: self._all(0, around(self.steps[0]), few))
+
+    def knobs(self) -> Iterator[Knob]:
+        hyper = self.given[1]
+        with self.sides[0].precision(64):
+            yield from _transformations.knobs(self.steps[0], self.sides[0].given(hyper, 64))
+        yield from _steps.knobs(hyper)
 
     def draws(self) -> Iterator[tuple[bool, Given]]:
         params, hyper, batches = self.given
@@ -200,6 +240,9 @@ class Kept(Trial):
 
     def of_steps(self) -> Iterator[Change]:
         return self.trial.of_steps()
+
+    def knobs(self) -> Iterator[Knob]:
+        return self.trial.knobs()
 
     def draws(self) -> Iterator[tuple[bool, Given]]:
         self._draws = self._draws or list(self.trial.draws())
