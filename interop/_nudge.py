@@ -31,6 +31,11 @@ def nudge(x: np.ndarray, draw: int) -> np.ndarray:
     return moved.reshape(x.shape)
 
 
+def can_move(x: np.ndarray) -> bool:
+    """Whether `nudge` changes this array, or what it is as float64."""
+    return x.dtype.kind in "fcV" and bool((x != 0).any())
+
+
 def _moved(x: np.ndarray, draw: int) -> np.ndarray:
     sign = x.view(np.uint64) & np.uint64(1 << 63)
     size = x.view(np.uint64) ^ sign
