@@ -1,7 +1,7 @@
 """One leaf of both sides: the evidence, as a whole and by the order of its entries, and the verdict on it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from ._compare import Found, Results, found_of
 from ._measure import Errors
 from ._orders import Table, around, table
 from .report import Leaf
-from .verdict import FLOOR, TINY32, Evidence, Verdict, judge
+from .verdict import FLOOR, JUMPS, TINY32, Evidence, Verdict, judge
 
 # A difference in float64 of up to so many roundings of the lower precision that a side computes in is put down to it.
 COARSE = 4.0
@@ -29,8 +29,16 @@ def leaf_of(name: str, ours: Results, theirs: Results, step: int = 0) -> Leaf:
     return judged(name, ours, theirs, in64, in32, step=step)
 
 
-def judged(name: str, ours: Results, theirs: Results, in64: Found | None, in32: Found | None, step: int = 0) -> Leaf:
-    """The leaf of this name, judged."""
+def judged(
+    name: str,
+    ours: Results,
+    theirs: Results,
+    in64: Found | None,
+    in32: Found | None,
+    step: int = 0,
+    parts: Iterable[Evidence] | None = None,
+) -> Leaf:
+    """The leaf of this name, judged; `parts` in place of those by the order of the entries."""
     sides = (ours, theirs)
     have = in64 or in32
     assert have is not None
@@ -45,8 +53,8 @@ def judged(name: str, ours: Results, theirs: Results, in64: Found | None, in32: 
     elif not in64.compared and math.prod(in64.shape):
         reasons.append(NOTHING)
     else:
-        whole, parts = evidence_of(name, sides, in64, in32)
-        judgement = judge(whole, parts)
+        whole, by_order = evidence_of(name, sides, in64, in32)
+        judgement = judge(whole, by_order if parts is None else parts)
         verdict, decided = judgement.verdict, judgement.part or whole
         if judgement.part is not None:
             errors64 = errors64 and _errors_of_part(errors64, decided.difference64, decided)
@@ -88,6 +96,18 @@ def judged(name: str, ours: Results, theirs: Results, in64: Found | None, in32: 
         reasons = [f"two calls of the {' and of the '.join(random)} side with the same inputs differ"]
     dtypes = (str(have.dtypes[0]), str(have.dtypes[1]))
     return Leaf(name, have.shape, verdict, errors64, errors32, dtypes, judgement, "; ".join(reasons), step)
+
+
+def is_doubtful(leaf: Leaf, in64: Found | None, in32: Found | None) -> bool:
+    """Whether there is more to be learnt from a leaf's single entries than from the largest values of all.
+
+    That a part of it stands out may be an accident of few entries, and what hides in the noise of one entry need not
+    hide in that of another.
+    """
+    judged = leaf.judgement
+    if judged is None or in64 is None or in32 is None or in64.exact or judged.reason == JUMPS:
+        return False
+    return judged.part is not None or (leaf.verdict is not Verdict.SEMANTIC and in64.errors.relative > FLOOR)
 
 
 def _explained(sides: Sequence[Results]) -> str:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from ._carry import Carrier
+from ._closer import closer
 from ._compare import Results, found_in
-from ._judged import judged
+from ._judged import is_doubtful, judged
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
@@ -120,7 +121,13 @@ def compared(
     theirs.float64 = None
     in32 = found_in(where, ours.float32, theirs.float32, in64)
     names = in64 or in32  # no names where one side has float64 only and the other float32 only
-    return [judged(name, ours, theirs, in64.get(name), in32.get(name)) for name in names], reasons
+    leaves = {name: judged(name, ours, theirs, in64.get(name), in32.get(name)) for name in names}
+    doubtful = [name for name, leaf in leaves.items() if is_doubtful(leaf, in64.get(name), in32.get(name))]
+    if doubtful and not (reasons or ours.coarse or theirs.coarse):
+        for name, part in closer((torch_side, jax_side), (torch_fn, jax_fn), inputs, doubtful).items():
+            parts = [part] if part is not None else []
+            leaves[name] = judged(name, ours, theirs, in64[name], in32[name], parts=parts)
+    return list(leaves.values()), reasons
 
 
 class _Calls:
