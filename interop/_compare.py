@@ -7,7 +7,7 @@ import numpy as np
 
 from ._coarse import Seen
 from ._leaves import Leaves, same_names
-from ._measure import Comparison, Differences, Errors, compare, movement, same_bits
+from ._measure import Comparison, Differences, Errors, compare, is_whole, movement, same_bits
 from ._orders import Table, table
 from .verdict import FLOOR
 
@@ -85,7 +85,8 @@ class Found(NamedTuple):
         errors, size: as in `Comparison`.
         compared, alike: how many entries there are of each.
         apart: about those that are not finite on both sides in the same way; empty where there is none.
-        exact: whether both sides hold whole numbers, and one at least integers or bools.
+        whole: whether both sides hold whole numbers only.
+        exact: whether these are integers or bools on one side at least.
         orders: of the entries, flat; None where no part of the leaf is to be judged.
         differences: by order; None as well.
     """
@@ -97,6 +98,7 @@ class Found(NamedTuple):
     compared: int
     alike: int
     apart: str
+    whole: bool
     exact: bool
     orders: np.ndarray | None
     differences: Differences | None
@@ -117,7 +119,8 @@ def found_in(
 
 def found_of(a: np.ndarray, b: np.ndarray, in64: Found | None = None) -> Found:
     """One leaf of both sides."""
-    exact = _is_whole(a, b)
+    whole = is_whole(a) and is_whole(b)
+    exact = whole and (a.dtype.kind in "biu" or b.dtype.kind in "biu")
     known = in64.orders if in64 is not None and in64.shape == a.shape else None
     both = compare(a, b, by_order=not exact and (in64 is None or known is not None), known=known)
     apart = _apart(both, a, b) if both.apart.any() else ""
@@ -125,15 +128,7 @@ def found_of(a: np.ndarray, b: np.ndarray, in64: Found | None = None) -> Found:
     orders, found = both.orders, both.differences
     if found is not None and (found.largest[1:] <= FLOOR * found.sizes[1:]).all():  # as most often: no part differs
         orders = found = None
-    return Found(a.shape, (a.dtype, b.dtype), both.errors, both.size, *counts, apart, exact, orders, found)
-
-
-def _is_whole(a: np.ndarray, b: np.ndarray) -> bool:
-    """Integers or bools on both sides, or on one, and on the other floats that hold such numbers exactly."""
-    floats = [x for x in (a, b) if x.dtype.kind not in "biu"]
-    if len(floats) == 2:
-        return False
-    return all(x.dtype == np.float64 and bool(((x == np.rint(x)) & (np.abs(x) < 2.0**53)).all()) for x in floats)
+    return Found(a.shape, (a.dtype, b.dtype), both.errors, both.size, *counts, apart, whole, exact, orders, found)
 
 
 def _apart(found: Comparison, ours: np.ndarray, theirs: np.ndarray) -> str:

@@ -1,11 +1,13 @@
 """One leaf of both sides: the evidence, as a whole and by the order of its entries, and the verdict on it."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ._closer import Closer
 from ._coarse import is_coarse, resolution
 from ._compare import Found, Results, found_of
 from ._measure import Errors
@@ -36,9 +38,9 @@ def judged(
     in64: Found | None,
     in32: Found | None,
     step: int = 0,
-    parts: Iterable[Evidence] | None = None,
+    closer: Closer | None = None,
 ) -> Leaf:
-    """The leaf of this name, judged; `parts` in place of those by the order of the entries."""
+    """The leaf of this name, judged; with what a second look at it has shown, if there was one."""
     sides = (ours, theirs)
     have = in64 or in32
     assert have is not None
@@ -54,7 +56,9 @@ def judged(
         reasons.append(NOTHING)
     else:
         whole, by_order = evidence_of(name, sides, in64, in32)
-        judgement = judge(whole, by_order if parts is None else parts)
+        judgement = judge(whole, by_order if closer is None else closer.parts)
+        if closer is not None and closer.jumps:
+            judgement = replace(judgement, verdict=Verdict.INCONCLUSIVE, reason=JUMPS)
         verdict, decided = judgement.verdict, judgement.part or whole
         if judgement.part is not None:
             errors64 = errors64 and _errors_of_part(errors64, decided.difference64, decided)
@@ -102,11 +106,13 @@ def is_doubtful(leaf: Leaf, in64: Found | None, in32: Found | None) -> bool:
     """Whether there is more to be learnt from a leaf's single entries than from the largest values of all.
 
     That a part of it stands out may be an accident of few entries, and what hides in the noise of one entry need not
-    hide in that of another.
+    hide in that of another. Where whole numbers differ, that no ulp moved them may be an accident as well.
     """
     judged = leaf.judgement
-    if judged is None or in64 is None or in32 is None or in64.exact or judged.reason == JUMPS:
+    if judged is None or in64 is None or in32 is None or judged.reason == JUMPS:
         return False
+    if in64.whole:
+        return leaf.verdict is Verdict.SEMANTIC and in64.errors.absolute > 0
     return judged.part is not None or (leaf.verdict is not Verdict.SEMANTIC and in64.errors.relative > FLOOR)
 
 

@@ -124,6 +124,15 @@ def movement(a: Array, b: Array, into: Table) -> bool:
     return apart
 
 
+def is_whole(x: Array) -> bool:
+    """Integers or bools, or floats that are such numbers, and small enough not to be so by necessity."""
+    if x.dtype.kind in "biu":
+        return True
+    if x.dtype.kind == "c":
+        return False
+    return all(bool(((part == np.rint(part)) & (np.abs(part) < 2.0**50)).all()) for _, part in _blocks(x))
+
+
 def same_bits(a: Array, b: Array) -> bool:
     """Equal shapes, dtypes and values; NaN equals itself."""
     return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -124,9 +124,9 @@ def compared(
     leaves = {name: judged(name, ours, theirs, in64.get(name), in32.get(name)) for name in names}
     doubtful = [name for name, leaf in leaves.items() if is_doubtful(leaf, in64.get(name), in32.get(name))]
     if doubtful and not (reasons or ours.coarse or theirs.coarse):
-        for name, part in closer((torch_side, jax_side), (torch_fn, jax_fn), inputs, doubtful).items():
-            parts = [part] if part is not None else []
-            leaves[name] = judged(name, ours, theirs, in64[name], in32[name], parts=parts)
+        whole = {name: in64[name].whole for name in doubtful}
+        for name, found in closer((torch_side, jax_side), (torch_fn, jax_fn), inputs, whole).items():
+            leaves[name] = judged(name, ours, theirs, in64[name], in32[name], closer=found)
     return list(leaves.values()), reasons
 
 

@@ -76,7 +76,7 @@ TINY32 = float(np.finfo(np.float32).tiny)
 # A difference of up to so many of the jumps that a side makes by itself is put down to them.
 JUMP = 2.0
 JUMPS = (
-    "the result jumps: an ulp in the inputs, and float32, move one side alone by as much as the sides differ; choose "
+    "the result jumps: an ulp in the inputs, or float32, moves one side alone by as much as the sides differ; choose "
     "inputs that are not on the edge, or compare what is rounded before it is"
 )
 
