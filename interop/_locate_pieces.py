@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._compare import leaf_of
 from ._cuts import AFTER, ARRIVED, COMPUTED, GIVEN, INPUT, OUT, PARAM, RETURNED, key
+from ._judged import leaf_of
 from ._locate_runs import GRADIENT, Runs, argument_of
 from ._measure import compare
 from ._text import ORDER

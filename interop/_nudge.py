@@ -5,8 +5,8 @@ import numpy as np
 from ._measure import BLOCK
 
 _MIX = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's
-_SEEDS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03))
-DRAWS = len(_SEEDS)
+_STEP = 0x9E3779B97F4A7C15  # of the seeds, as splitmix64 has it
+DRAWS = 2  # of every comparison
 
 
 def nudge(x: np.ndarray, draw: int) -> np.ndarray:
@@ -18,7 +18,7 @@ def nudge(x: np.ndarray, draw: int) -> np.ndarray:
 
     Args:
         x: any array.
-        draw: below `DRAWS`: which of several independent decisions.
+        draw: which of many independent decisions; those below `DRAWS` are made in every comparison.
     """
     if x.dtype == np.complex128:
         return nudge(np.ascontiguousarray(x).reshape(-1).view(np.float64), draw).view(x.dtype).reshape(x.shape)
@@ -31,11 +31,17 @@ def nudge(x: np.ndarray, draw: int) -> np.ndarray:
     return moved.reshape(x.shape)
 
 
+def can_move(x: np.ndarray) -> bool:
+    """Whether `nudge` changes this array, or what it is as float64."""
+    return x.dtype.kind in "fcV" and bool((x != 0).any())
+
+
 def _moved(x: np.ndarray, draw: int) -> np.ndarray:
     sign = x.view(np.uint64) & np.uint64(1 << 63)
     size = x.view(np.uint64) ^ sign
+    seed = np.uint64((draw + 1) * _STEP % 2**64)
     with np.errstate(over="ignore"):  # hashing wraps around
-        hashed = (size ^ (size >> np.uint64(31))) * _MIX + _SEEDS[draw]
+        hashed = (size ^ (size >> np.uint64(31))) * _MIX + seed
         hashed = (hashed ^ (hashed >> np.uint64(29))) * _MIX
     ulps = np.uint64(1) + (hashed >> np.uint64(63))
     moved = ((size - np.minimum(ulps, size)) | sign).view(np.float64)

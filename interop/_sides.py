@@ -22,7 +22,7 @@ from . import _leaves, arrays
 from ._carry import Carrier
 from ._coarse import Seen, Watch, of_jax
 from ._leaves import Leaves
-from ._nudge import nudge
+from ._nudge import can_move, nudge
 from ._trees import Tree, rebuild
 
 Function = Callable[..., Any]
@@ -64,6 +64,14 @@ class Side(ABC):
     @abstractmethod
     def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
         """The result of the function and what it computes in a lower precision; inside `precision(64)`."""
+
+    def is_still(self, tree: Tree) -> bool:
+        """Whether a tree of inputs has nothing that can be moved by an ulp."""
+        moving: list[bool] = []
+        rebuild(
+            self.where, tree, lambda _, x: moving.append(can_move(np.asarray(arrays.to_host(x)))), flax_as_dicts=True
+        )
+        return not any(moving)
 
     def results(self, tree: Tree, copy: bool = True) -> Leaves:
         """The arrays of a result by name; without `copy` they may change with the next call."""

@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from ._carry import Carrier
-from ._compare import Results, found_in, judged
+from ._closer import closer
+from ._compare import Results, found_in
+from ._judged import is_doubtful, judged
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
@@ -117,9 +119,15 @@ def compared(
     jax_calls.around()
     jax_calls.narrow()
     theirs.float64 = None
-    in32 = found_in(where, ours.float32, theirs.float32)
+    in32 = found_in(where, ours.float32, theirs.float32, in64)
     names = in64 or in32  # no names where one side has float64 only and the other float32 only
-    return [judged(name, ours, theirs, in64.get(name), in32.get(name)) for name in names], reasons
+    leaves = {name: judged(name, ours, theirs, in64.get(name), in32.get(name)) for name in names}
+    doubtful = [name for name, leaf in leaves.items() if is_doubtful(leaf, in64.get(name), in32.get(name))]
+    if doubtful and not (reasons or ours.coarse or theirs.coarse):
+        whole = {name: in64[name].whole for name in doubtful}
+        for name, found in closer((torch_side, jax_side), (torch_fn, jax_fn), inputs, whole).items():
+            leaves[name] = judged(name, ours, theirs, in64[name], in32[name], closer=found)
+    return list(leaves.values()), reasons
 
 
 class _Calls:
@@ -149,7 +157,8 @@ class _Calls:
         if results.random:
             self.reasons.append(RANDOMNESS.format(side=self.side.name))
             return
-        for draw in range(DRAWS):
+        results.still = self.side.is_still(self.inputs)
+        for draw in range(0 if results.still else DRAWS):
             leaves = self.side.call(self.function, self.inputs, 64, draw)
             if not isinstance(leaves, Exception):  # what raises beside its inputs has no noise to show
                 results.moved(leaves)

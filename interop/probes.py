@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays
-from ._compare import NOTHING
+from ._judged import NOTHING
 from ._leaves import some
 from ._trees import rebuild
 from .hints import ProbesTrial, hints_of

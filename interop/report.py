@@ -15,7 +15,7 @@ from ._environment import environment
 from ._measure import Errors
 from ._text import ORDER, seriousness
 from ._writing import written_whole
-from .verdict import Judgement, Verdict
+from .verdict import Evidence, Judgement, Verdict
 
 _ADVICE = (
     "`interop.locate(net, flax_model, pair, *inputs)` names the first layer of two models that differs; of other "
@@ -197,7 +197,7 @@ def summed_up(leaves: Sequence[Leaf], reasons: Sequence[str] = (), at_least: Ver
 def as_json(x: Any) -> Any:
     if isinstance(x, (Leaf, Hint, Judgement)):
         return {name: as_json(getattr(x, name)) for name in x.__dataclass_fields__}
-    if isinstance(x, Errors):
+    if isinstance(x, (Errors, Evidence)):
         return as_json(x._asdict())
     if isinstance(x, Mapping):
         return {name: as_json(value) for name, value in x.items()}

@@ -6,7 +6,8 @@ from typing import Any
 
 from ._carry import Carrier
 from ._coarse import Seen
-from ._compare import Results, leaf_of
+from ._compare import Results
+from ._judged import leaf_of
 from ._leaves import Leaves, same_names
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
@@ -147,6 +148,7 @@ class _Trajectories:
 
     def __init__(self, side: Side, steps: Steps, params: Tree, hyper: Tree) -> None:
         self.side, self.random, self.coarse = side, set[str](), Seen()
+        self.still = side.is_still(params)
 
         def run(bits: int, draw: int | None = None) -> _Run:
             return _Run(side, steps, hyper, params, bits, draw)
@@ -163,7 +165,8 @@ class _Trajectories:
                 error.add_note(f"{self.side.where}: raised in step {step} of the {what} run")
                 raise
 
-        results = Results(self.side.name, random=self.random)
+        self.still = self.still and self.side.is_still(batch)
+        results = Results(self.side.name, random=self.random, still=self.still)
         results.keep(of(self.wide, "float64"))
         if self.again is not None:  # one step shows whether it draws anything
             results.repeated(of(self.again, "second float64", watched=True))

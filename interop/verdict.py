@@ -29,6 +29,7 @@ the other half is held out, and the test suite judges each by itself.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -65,10 +66,17 @@ LOST64 = 1e-3
 # part of that, rounding errors do not follow the inputs: no fault by that rule. `1 - cos(x)`: 5e-7; a matrix of
 # Hilbert: from 0.05 up.
 FOLLOWS = 1e-3
+# A part of a leaf, of few entries perhaps, where float32 may be right by accident, is no fault below this multiple of
+# the scaled drift.
+PART_DRIFT = 1e4
+# A difference below the smallest normal number is none: some processors, and XLA on all, take smaller ones for zero.
+TINY64 = float(np.finfo(np.float64).tiny)
+# And where its numbers are below the smallest normal one of float32, that has nothing to say on them.
+TINY32 = float(np.finfo(np.float32).tiny)
 # A difference of up to so many of the jumps that a side makes by itself is put down to them.
 JUMP = 2.0
 JUMPS = (
-    "the result jumps: an ulp in the inputs, and float32, move one side alone by as much as the sides differ; choose "
+    "the result jumps: an ulp in the inputs, or float32, moves one side alone by as much as the sides differ; choose "
     "inputs that are not on the edge, or compare what is rounded before it is"
 )
 
@@ -92,6 +100,8 @@ class Evidence(NamedTuple):
         difference32: between the sides in float32.
         drift32: between float32 and float64 of one and the same side, the larger of the two.
         exact: these are integers or bools, which are not rounded: there is no floor below which nothing is told.
+        still: no input could be moved, as integers and zeros cannot: that `noise64` is 0 then says nothing of jumps.
+        at: of a part of a leaf, the entry at which the difference is, as a flat index.
     """
 
     size: float
@@ -101,6 +111,8 @@ class Evidence(NamedTuple):
     difference32: float | None = None
     drift32: float | None = None
     exact: bool = False
+    still: bool = False
+    at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +125,7 @@ class Judgement:
         ratio: the difference in float64 by that in float32; None without a float32 run.
         excess: the difference in float64 by what an ulp in the inputs does.
         reason: in words, where it is not plain agreement.
+        part: the evidence on the part that decided, of which the measures are then; None where the whole leaf did.
     """
 
     verdict: Verdict
@@ -121,16 +134,18 @@ class Judgement:
     ratio: float | None
     excess: float
     reason: str = ""
+    part: Evidence | None = None
 
 
-def judge(evidence: Evidence) -> Judgement:
+def judge(evidence: Evidence, parts: Iterable[Evidence] = ()) -> Judgement:
     """The verdict on one leaf. It does not change when all results are multiplied by one number.
 
     Two rules of one opinion, or one where the other has none, decide. No opinion at all, and two that contradict each
-    other, are inconclusive.
+    other, are inconclusive. Where the leaf as a whole is not semantic, a part of it may be.
 
     Args:
-        evidence: finite numbers.
+        evidence: finite numbers, of the whole leaf.
+        parts: the same of its entries of each order of magnitude, sizes and differences at one of them.
 
     Returns:
         The judgement.
@@ -153,7 +168,22 @@ def judge(evidence: Evidence) -> Judgement:
         verdict, reason = said.pop(), ""
     else:
         verdict, reason = Verdict.INCONCLUSIVE, _why_not(evidence, first, second, ratio, excess)
+    if verdict is not Verdict.SEMANTIC:
+        worst = max(filter(stands_out, parts), key=lambda part: part.difference64 / part.size, default=None)
+        if worst is not None:
+            opinions = by_precision(worst), by_conditioning(worst)
+            return Judgement(Verdict.SEMANTIC, *opinions, ratio_of(worst), excess_of(worst), part=worst)
     return Judgement(verdict, first, second, ratio, excess, reason)
+
+
+def stands_out(part: Evidence) -> bool:
+    """Whether a part of a leaf differs by a fault, although the whole does not show it.
+
+    The second rule has to say so, more plainly than of a whole leaf, and the first must not say that it is rounding.
+    """
+    explained = part.difference64 <= PART_DRIFT * 2.0**-29 * (part.drift32 or 0.0)
+    semantic = by_conditioning(part) is Verdict.SEMANTIC
+    return semantic and not explained and by_precision(part) is not Verdict.ROUNDING
 
 
 def by_precision(evidence: Evidence) -> Verdict | None:
@@ -163,7 +193,7 @@ def by_precision(evidence: Evidence) -> Verdict | None:
         return Verdict.ROUNDING
     if ratio is None or evidence.drift32 is None:
         return None
-    if evidence.drift32 > LOST32 * evidence.size:
+    if evidence.drift32 > (0.0 if evidence.exact else LOST32 * evidence.size):
         return None
     return _between(ratio, RATIO_ROUNDING, RATIO_SEMANTIC)
 
@@ -172,7 +202,7 @@ def by_conditioning(evidence: Evidence) -> Verdict | None:
     """Whether each side's own reaction to an ulp in its inputs accounts for the difference in float64."""
     if evidence.difference64 <= _floor(evidence):
         return Verdict.ROUNDING
-    if evidence.noise64 > LOST64 * max(evidence.size, evidence.size32 or 0.0):
+    if _is_lost(evidence, evidence.noise64):
         return None
     opinion = _between(excess_of(evidence), EXCESS_ROUNDING, EXCESS_SEMANTIC)
     scaled = 2.0**-29 * (evidence.drift32 or 0.0)
@@ -182,14 +212,19 @@ def by_conditioning(evidence: Evidence) -> Verdict | None:
 
 
 def _floor(evidence: Evidence) -> float:
-    return 0.0 if evidence.exact else FLOOR * evidence.size
+    return 0.0 if evidence.exact else max(FLOOR * evidence.size, TINY64)
+
+
+def _is_lost(evidence: Evidence, movement: float) -> bool:
+    """Whether a result that moves by so much has no digits to compare, or jumps, as whole numbers always do."""
+    return movement > (0.0 if evidence.exact else LOST64 * max(evidence.size, evidence.size32 or 0.0))
 
 
 def _jumps(evidence: Evidence) -> bool:
     """Whether one side alone moves by the difference both with an ulp in its inputs and from float32 to float64."""
-    alone = min(evidence.noise64, evidence.drift32 or 0.0)
-    lost = evidence.noise64 > LOST64 * max(evidence.size, evidence.size32 or 0.0)
-    return evidence.difference64 > _floor(evidence) and lost and evidence.difference64 <= JUMP * alone
+    drift = evidence.drift32 or 0.0
+    alone = drift if evidence.still else min(evidence.noise64, drift)
+    return _floor(evidence) < evidence.difference64 <= JUMP * alone and _is_lost(evidence, alone)
 
 
 def ratio_of(evidence: Evidence) -> float | None:

@@ -24,6 +24,7 @@ from funcreg import interop
 from interop import Verdict, verdict
 from interop._measure import BLOCK, compare, movement
 from interop._nudge import DRAWS, nudge
+from interop._orders import table
 from interop.verdict import Evidence, judge
 
 ROUNDING, SEMANTIC, INCONCLUSIVE = Verdict
@@ -235,12 +236,14 @@ def test_a_leaf_of_several_blocks_is_one_leaf(at):
     b[at], b[5] = a[at] + 3, a[5] + 1e-3
     found = compare(a, b)
     assert found.errors == pytest.approx((3, 3 / b[at], 3 / np.spacing(b[at]))) and found.size == b[at]
-    assert movement(a, b) == (pytest.approx(3), False)
+    moves = table()
+    assert not movement(a, b, moves) and moves.max() == pytest.approx(3)
     np.testing.assert_array_equal(nudge(a, 0)[at:], nudge(a[at:].copy(), 0))
     b[at] = np.nan
     found = compare(a, b)
     assert found.errors.absolute == pytest.approx(1e-3) and np.flatnonzero(found.apart).tolist() == [at]
-    assert movement(a, b) == (found.errors.absolute, True)
+    moves = table()
+    assert movement(a, b, moves) and moves.max() == found.errors.absolute
 
 
 def test_what_is_not_finite_is_told_apart_and_not_compared():
@@ -410,7 +413,7 @@ def test_results_are_let_go_as_soon_as_they_are_compared(leaves):
         peak = tracemalloc.get_traced_memory()[1] / (8 * size)
     finally:
         tracemalloc.stop()
-    assert report.verdict is ROUNDING and 2.4 < peak < (3.6 if leaves == 1 else 3.0)
+    assert report.verdict is ROUNDING and 2.4 < peak < (4.0 if leaves == 1 else 3.3)
 
 
 # --- what cannot be compared ---

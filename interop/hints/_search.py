@@ -50,7 +50,7 @@ class Goal:
             if name not in ours or ours[name].shape != theirs[name].shape:
                 return None
             found = compare(ours[name], theirs[name])
-            left = found.errors.relative
+            left = max(found.errors.relative, _of_part(leaf, ours[name], theirs[name]))
             if found.apart.any() or left > _allowed(leaf, drawn):
                 return None
             if name in self.differing:
@@ -60,6 +60,15 @@ class Goal:
     def names(self, theirs: Leaves) -> Iterator[str]:
         compared = {name for name, _ in self.before}
         return (name for name in theirs if name in compared)
+
+
+def _of_part(leaf: Leaf | None, ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Where only small entries of a leaf differed, what is left of it beside these."""
+    part = leaf.judgement.part if leaf is not None and leaf.judgement is not None else None
+    if part is None:
+        return 0.0
+    small = np.maximum(np.abs(ours), np.abs(theirs)) <= 4 * part.size  # of their order, or of a smaller one
+    return compare(ours[small], theirs[small]).errors.relative
 
 
 def _allowed(leaf: Leaf | None, drawn: bool) -> float:
