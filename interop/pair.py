@@ -349,7 +349,7 @@ class Pair:
 
         `foreach` and `fused` change nothing but the order of rounding. `differentiable` takes the powers of its float32
         step counts in float32, which is followed; `capturable` does so on accelerators, which is not. Half precision
-        rounds after the same operations as in PyTorch.
+        rounds where PyTorch's loops over single tensors do, which is not where `foreach` does.
 
         Args:
             optimizer: SGD, Adam, AdamW, RMSprop, Adagrad, Adamax, Adadelta, NAdam or RAdam, over parameters of the
