@@ -14,7 +14,7 @@ from torch import nn
 
 from funcreg._selectors import matches
 
-from ._flow import CONVOLUTIONS, NORMS, Claim, Flat, Flow, Piece, Plain, Unknown
+from ._flow import CONVOLUTIONS, NORMS, Claim, Flat, Flow, Image, Piece, Plain, Unknown
 from ._layers import Torch
 from .links import Arrays, Link
 
@@ -67,7 +67,10 @@ def channels(
         size = _features(module)
         globs = [glob for glob in options if matches(glob, layer.name)]
         try:
-            if size is not None and globs:
+            if is_cube(module):
+                used |= set(globs)
+                found[layer.name] = beside.cube(layer, module, options[globs[0]] if globs else None)
+            elif size is not None and globs:
                 used |= set(globs)
                 _check_counts(layer, module, size, options[globs[0]])
                 found[layer.name] = options[globs[0]]
@@ -143,6 +146,26 @@ class _Beside:
             )
         (rows,) = answers
         return Channels(rows or written) if isinstance(module, NORMS) else Channels(rows, written)
+
+    def cube(self, layer: Torch, module: Any, given: Channels | None) -> Channels:
+        """Of a norm over a cube: its channels if its axes are those of an image, which flax has as the last."""
+        size, *others = module.normalized_shape
+        name = self.names.get(module, layer.name)
+        if given is not None:
+            if given in (Channels(None), Channels(size)):
+                return given
+            raise _Unclear(f"flatten: {layer.name} is a norm over axes of {size}, which are no image of {given.rows}")
+        found = self.flow.read.get(name, []) if name in self.flow.seen else []
+        answers = {_of_image(x, len(others)) for x in found} or {None}
+        if answers == {True}:
+            return Channels(size)
+        if answers == {False}:
+            return Channels(None)
+        raise _Unclear(
+            f"{layer.name} is a norm over {len(others) + 1} axes of {size}, whose order no shape tells: "
+            f"{_option(layer.name, size)} says that they are channels, height, ... of an image, which flax has with "
+            f"channels last, {_option(layer.name, None)} that they are in flax as in PyTorch"
+        )
 
     def _written(self, layer: Torch, name: str, module: Any) -> int | None:
         """The channels of the image that a layer writes."""
@@ -256,6 +279,20 @@ def _rows(layer: Torch, module: Any, size: int, x: Any) -> Rows:
             f"{type(module).__name__}; {_remedy(name, None)}"
         )
     return pieces[0].channels if len(pieces) == 1 else pieces
+
+
+def is_cube(module: Any) -> bool:
+    """Whether a norm over several axes has the same shape with the first axis as the last."""
+    held = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None
+    shape = module.normalized_shape if held else ()
+    return len(shape) > 1 and len(set(shape)) == 1 and shape[0] > 1
+
+
+def _of_image(x: Any, axes: int) -> bool | None:
+    """Whether the last axes of what is read, one more than told, begin with the channels of an image."""
+    if isinstance(x, Image) and x.sure:
+        return x.axes == axes
+    return False if isinstance(x, Plain) and not x.given else None
 
 
 def _features(module: Any) -> int | None:

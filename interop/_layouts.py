@@ -29,11 +29,13 @@ class Layout:
         options: attributes that flax's layer has if it is laid out like this (`transpose_kernel`), where the shapes of
             its arrays do not tell.
         says: in words what distinguishes it from another one of the same shapes.
+        channels_last: whether it is that of a layer of images; None if that makes no difference.
     """
 
     links: tuple[Link, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     says: str = ""
+    channels_last: bool | None = None
 
 
 # What a rule says of a layer: (module, shapes of the flax layer or None) -> the ways to hold its arrays, best first.
@@ -123,14 +125,12 @@ def normalized(names: Mapping[str, str]) -> Layouts:
 
     def layouts(module: Any, shapes: Shapes | None) -> list[Layout]:
         n = len(module.normalized_shape)
-        last = axes(*range(1, n), 0)
-        as_is = leaves(names, "the axes in PyTorch's order")
+        last = {torch: (jax, axes(*range(1, n), 0)) for torch, jax in names.items()}
+        (as_is,) = leaves(names, "the axes in PyTorch's order")(module, shapes)
         if n == 1:
-            return as_is(module, shapes)
-        channels_last = leaves(
-            {torch: (jax, last) for torch, jax in names.items()}, "the first axis as the last (channels last)"
-        )
-        return either(as_is, channels_last)(module, shapes)
+            return [as_is]
+        (moved,) = leaves(last, "the first axis as the last (channels last)")(module, shapes)
+        return [replace(as_is, channels_last=False), replace(moved, channels_last=True)]
 
     return layouts
 

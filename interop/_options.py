@@ -165,7 +165,9 @@ def always(module: Any) -> Iterator[str]:
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         yield (
             "in training the running variance takes in the unbiased variance of a batch (/ (n - 1)) in PyTorch, the "
-            "biased one (/ n) in flax: the outputs of training agree, the statistics and so later evaluations do not"
+            "biased one (/ n) in flax: the outputs of training agree, the statistics and so later evaluations do not. "
+            "After a step of flax, (var - m * old) * n / (n - 1) + m * old is PyTorch's: m its momentum here, old the "
+            "variance before, n the values of a channel in the batch"
         )
     elif isinstance(module, nn.MultiheadAttention):
         if not module.batch_first:

@@ -64,7 +64,8 @@ def match(
         flatten: name or glob of a dense layer, or of a norm beside it, -> the channels of the image that was flattened
             in front of it, or None: its rows stay as they are. A tuple is for rows and columns: `{"fc": (None, 64)}`
             for a dense layer whose output is made an image of 64 channels. A list is for pieces side by side, each
-            (channels, size): `{"fc": [(4, 64), (None, 8)]}` for an image of 4 channels and 8 other features.
+            (channels, size): `{"fc": [(4, 64), (None, 8)]}` for an image of 4 channels and 8 other features. Also the
+            name of a norm over several axes of one size -> their number if they are those of an image, channels first.
         strict: whether options that make two layers compute different functions although their arrays fit, such as the
             epsilon of a norm, are an error. They are seen only where the flax modules are: in nnx, and in what `setup`
             of a bound linen module defines; of other layers `pair.notes` says that they are not compared. If not
@@ -356,8 +357,10 @@ class _Match:
             yield Link((name,), tuple(theirs.names.values()), _same, _same), ""
             return
         twin = self.side.twin(theirs.path)
+        beside = behind.get(ours.name, _flatten.Channels(None))
+        of_image = beside.rows is not None if _flatten.is_cube(ours.module) else None
         try:
-            links = rules.links_of(ours.module, theirs.shapes, twin)
+            links = rules.links_of(ours.module, theirs.shapes, twin, of_image)
         except rules.Mismatch as error:
             raise ValueError(f"match: {ours} and {theirs}: {error}") from error
         about = f"{ours.name or 'the model'} / {theirs.name or 'the model'}"
@@ -375,10 +378,9 @@ class _Match:
                     said.remarks.setdefault(text, []).append(about)
                 else:
                     said.differences.append(f"{about}: {text}")
-        beside = behind.get(ours.name, _flatten.Channels(None))
         for n, link in enumerate(links):
             also = link.note or (_recurrent.place_note(ours.module, theirs.name) if n == 0 else "")
-            if beside != _flatten.Channels(None):
+            if of_image is None and beside != _flatten.Channels(None):
                 link, also = _permuted(ours, theirs, link, beside)
             ours_names = tuple(ours.prefix + name for name in link.torch)
             yield replace(link, torch=ours_names, jax=tuple(theirs.names[name] for name in link.jax)), also

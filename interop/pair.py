@@ -349,7 +349,7 @@ class Pair:
 
         `foreach` and `fused` change nothing but the order of rounding. `differentiable` takes the powers of its float32
         step counts in float32, which is followed; `capturable` does so on accelerators, which is not. Half precision
-        rounds after the same operations as in PyTorch.
+        rounds where PyTorch's loops over single tensors do, which is not where `foreach` does.
 
         Args:
             optimizer: SGD, Adam, AdamW, RMSprop, Adagrad, Adamax, Adadelta, NAdam or RAdam, over parameters of the
@@ -373,8 +373,8 @@ class Pair:
             TypeError: an optimizer or a scheduler without an exact twin, with the difference; complex parameters.
             ValueError: no scheduler where the optimizer has had one, or one at another step than the optimizer;
                 parameters that are not the net's, or of which the JAX side has the sum (the two biases of an LSTM:
-                leave the layer out of the optimizer); a state that is not whole, hooks around the step; a penalty on a
-                parameter that the JAX side holds in several arrays; float64 where JAX has x64 disabled; tensors as `lr`
+                leave the layer out of the optimizer); a state that is not whole, hooks around the step; a penalty on
+                parameters of which the JAX side makes one array; float64 where JAX has x64 disabled; tensors as `lr`
                 or `betas` that are narrower than the parameters, with which PyTorch computes in their dtype.
         """
         from .optimizers import optimizer_to_jax

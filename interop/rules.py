@@ -170,13 +170,14 @@ def register(
     RULES[torch_class] = Rule("", fixed(rule), said if differences else _options.none, without_twin=without_twin or {})
 
 
-def links_of(module: Module, shapes: Shapes, twin: Any = None) -> list[Link]:
+def links_of(module: Module, shapes: Shapes, twin: Any = None, channels_last: bool | None = None) -> list[Link]:
     """The links of a PyTorch layer to a flax layer.
 
     Args:
         module: the PyTorch layer, or one of `parts(module)`.
         shapes: of all arrays of the flax layer, by names relative to it, parameters and batch statistics alike.
         twin: the flax layer itself, if there is one: it decides where shapes leave a choice.
+        channels_last: whether the axes of a norm over several are those of an image, if that is known.
 
     Raises:
         NoRule: nobody has declared the twin of a `type(module)`.
@@ -197,6 +198,8 @@ def links_of(module: Module, shapes: Shapes, twin: Any = None) -> list[Link]:
     ]
     if not fitting:
         raise Mismatch(_fit.misfit(module, [held for _, held in ways] or leaves_of(module), shapes))
+    if channels_last is not None:
+        fitting = [layout for layout in fitting if layout.channels_last in (None, channels_last)] or fitting
     links = list(fitting[0].links)
     if len(fitting) > 1:
         note = f"{fitting[0].says}: assumed, for {fitting[1].says} has the same shapes"

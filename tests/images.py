@@ -142,5 +142,5 @@ def check(net, twin, given, x64, **options):
         back = pair.to_torch(values)
     if wanted.ndim > 2:
         wanted = np.moveaxis(wanted, 1, -1)
-    np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
     assert all(torch.equal(back[name], x) for name, x in net.state_dict().items())

@@ -31,6 +31,7 @@ from images import (
     norm,
     pixels,
     pool,
+    random,
     relu,
     shaped,
     shuffled,
@@ -684,3 +685,69 @@ def test_pieces_of_another_size_are_refused():
     for pieces, text in (([(4, 64)], "the pieces have 64"), ([(4, 66), (None, 10)], "no multiple of 4 channels")):
         with pytest.raises(ValueError, match=text):
             interop.match(net, tree_of(net), flatten={"fc": pieces})
+
+
+# --- norms over a cube ---
+
+
+def cube(v, x, axes):
+    x = (x - x.mean(axes, keepdims=True)) / jnp.sqrt(x.var(axes, keepdims=True) + 1e-5)
+    return x * v["scale"] + v["bias"]
+
+
+CUBES = {  # the model, its twin
+    "an image": (
+        net_of(lambda self, x: self.norm(torch.relu(self.conv(x))), conv=C(3, 4, 3), norm=nn.LayerNorm((4, 4, 4))),
+        lambda v, x: cube(v["norm"], relu(conv(v["conv"], x)), (1, 2, 3)),
+    ),
+    "an image of one axis": (
+        net_of(lambda self, x: self.norm(self.conv(x)), conv=nn.Conv1d(3, 6, 3), norm=nn.LayerNorm((6, 6))),
+        lambda v, x: cube(v["norm"], conv(v["conv"], x), (1, 2)),
+    ),
+    "tokens": (
+        net_of(lambda self, x: self.norm(self.fc(x)), fc=L(3, 8), norm=nn.LayerNorm((8, 8))),
+        lambda v, x: cube(v["norm"], dense(v["fc"], x), (1, 2)),
+    ),
+}
+
+
+@pytest.mark.relaxed_promotion  # the twins'
+@pytest.mark.parametrize("case", CUBES)
+def test_a_norm_over_a_cube_is_moved_where_it_reads_an_image(case, x64):
+    net, twin = CUBES[case]
+    if case == "tokens":
+        net, x = random(net), np.random.default_rng(0).standard_normal((2, 8, 3))
+        with x64():
+            values = jax.tree.map(jnp.asarray, interop.match(net, tree_of(net)).to_jax(net))
+            got = twin(values, jnp.asarray(x))
+        np.testing.assert_allclose(got, net(torch.tensor(x)).detach(), rtol=1e-12, atol=1e-12)
+    else:
+        check(net, twin, [SERIES if "axis" in case else IMAGE], x64)
+
+
+def test_a_norm_over_the_space_alone_stays_as_it_is(x64):
+    net = random(net_of(lambda self, x: self.norm(self.conv(x)), conv=C(3, 5, 3), norm=nn.LayerNorm((4, 4))))
+    with x64():
+        values = interop.match(net, tree_of(net)).to_jax(net)
+    np.testing.assert_array_equal(values["norm"]["scale"], net.norm.weight.detach())
+
+
+@pytest.mark.relaxed_promotion  # the twins'
+def test_a_norm_over_a_cube_of_an_input_is_asked_for(x64):
+    net = net_of(lambda self, x: self.conv(self.norm(x)), norm=nn.LayerNorm((3, 3, 3)), conv=C(3, 4, 1))
+    says = (
+        r"norm is a norm over 3 axes of 3, whose order no shape tells: flatten=\{'norm': 3\} says .*\{'norm': None\} th"
+    )
+    with pytest.raises(ValueError, match=says):
+        interop.match(random(net), tree_of(net))
+    x = np.random.default_rng(0).standard_normal((2, 3, 3, 3))
+    check(net, lambda v, x: conv(v["conv"], cube(v["norm"], x, (1, 2, 3))), [x], x64, flatten={"norm": 3})
+    with x64():
+        as_it_is = interop.match(net, tree_of(net), flatten={"norm": None}).to_jax(net)
+    np.testing.assert_array_equal(as_it_is["norm"]["scale"], net.norm.weight.detach())
+    with pytest.raises(ValueError, match="flatten: norm is a norm over axes of 3, which are no image of 2"):
+        interop.match(net, tree_of(net), flatten={"norm": 2})
+    plain = net_of(
+        lambda self, x: self.fc(self.norm(x)), norm=nn.LayerNorm((3, 3), elementwise_affine=False), fc=L(3, 3)
+    )
+    interop.match(plain, {"fc": {"kernel": np.zeros((3, 3), "f"), "bias": np.zeros(3, "f")}})

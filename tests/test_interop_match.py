@@ -1035,6 +1035,27 @@ def test_the_halves_of_a_bidirectional_need_no_options_of_their_own():
     assert "does not tell" not in str(pair)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_layers_of_no_features_cross_and_are_trained():
+    net = net_of(left=nn.Linear(0, 3), right=nn.Linear(3, 0), embed=nn.Embedding(0, 3), norm=nn.LayerNorm(0))
+    norm = {"scale": shaped(0), "bias": shaped(0)}
+    params = {"left": dense(0, 3), "right": dense(3, 0), "embed": {"embedding": shaped(0, 3)}, "norm": norm}
+    pair = interop.match(net, params)
+    values = pair.to_jax(net)
+    assert jax.tree.map(np.shape, values) == jax.tree.map(np.shape, params)
+    back = pair.to_torch(values)
+    assert all(torch.equal(back[name], x) for name, x in net.state_dict().items())
+    optimizer = torch.optim.Adam(net.parameters())
+    for _ in range(2):
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        tx, state = pair.optimizer_to_jax(optimizer)
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, values), state, pair.to_jax(net))
+        assert jax.tree.map(np.shape, updates) == jax.tree.map(np.shape, params)
+        pair.optimizer_to_torch(state, optimizer)
+
+
 def test_the_structure_that_was_given_comes_back():
     net = net_of(fc=nn.Linear(3, 4), bn=nn.BatchNorm1d(4))
     params = {"bn": {"bias": shaped(4), "scale": shaped(4)}, "fc": dense(3, 4)}

@@ -8,6 +8,7 @@ of what it was: optax adds an update, which is a float64 number, where PyTorch a
 import copy
 import inspect
 import sys
+import warnings
 
 import flax.linen as nn
 import jax
@@ -351,6 +352,140 @@ def test_frozen_parameters_are_never_moved(x64):
     assert not np.any(state.state["exp_avg"]["out"]["kernel"])
 
 
+def in_groups(cls, net, options):
+    first = {"params": [net.embed.weight, net.hidden.weight]}
+    return cls([first, {"params": [net.hidden.bias, *net.out.parameters()], "weight_decay": 0.1}], lr=0.01, **options)
+
+
+def unstepped(cls, net, options, grads):
+    return in_groups(cls, net, options)
+
+
+def frozen_from_the_start(cls, net, options, grads):
+    net.hidden.weight.requires_grad_(False)
+    net.embed.weight.requires_grad_(False)
+    return stepped(cls, net, options, grads)
+
+
+def stepped(cls, net, options, grads):
+    optimizer = in_groups(cls, net, options)
+    torch_steps_of_trained(net, optimizer, grads)
+    return optimizer
+
+
+def frozen_on_the_way(cls, net, options, grads):
+    optimizer = stepped(cls, net, options, grads)
+    net.hidden.weight.requires_grad_(False)
+    net.embed.weight.requires_grad_(False)
+    return optimizer
+
+
+def with_a_group_added(cls, net, options, grads):
+    optimizer = cls(net.out.parameters(), lr=0.01, **options)
+    torch_steps_of_trained(net, optimizer, grads)
+    optimizer.add_param_group({"params": [net.embed.weight, net.hidden.bias], "lr": 0.02})
+    return optimizer
+
+
+def loaded(cls, net, options, grads):
+    before = with_a_group_added(cls, net, options, grads)
+    optimizer = cls(net.out.parameters(), lr=0.5)  # other hyper-parameters, which the loaded ones replace
+    optimizer.add_param_group({"params": [net.embed.weight, net.hidden.bias]})
+    optimizer.load_state_dict(copy.deepcopy(before.state_dict()))
+    return optimizer
+
+
+def torch_steps_of_trained(net, optimizer, grads):
+    for grad in grads:
+        for name, p in net.named_parameters():
+            p.grad = grad[name].clone() if p.requires_grad else None
+        optimizer.step()
+
+
+HISTORIES = [unstepped, frozen_from_the_start, frozen_on_the_way, with_a_group_added, loaded]
+
+
+@pytest.mark.parametrize("history", HISTORIES, ids=lambda history: history.__name__)
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9, "dampening": 0.3}),
+        (torch.optim.AdamW, {"amsgrad": True}),
+        (torch.optim.NAdam, {}),
+    ],
+    ids=label,
+)
+def test_whatever_came_before_the_port_goes_on(cls, options, history, x64):
+    net = away_from_zero(Net())
+    grads = draw(net, 5 + 10)
+    optimizer = history(cls, net, options, grads[:5])
+    with x64():
+        pair = net_pair(net)
+        tx, state = pair.optimizer_to_jax(optimizer)
+        params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads[5:], jit=True)
+        torch_steps_of_trained(net, optimizer, grads[5:])
+        assert ulps(pair, params, net) <= ULP
+        kept = shape_of(optimizer)
+        pair.optimizer_to_torch(state, optimizer)
+    assert shape_of(optimizer) == kept
+
+
+@pytest.mark.relaxed_promotion  # flax's batch norm
+def test_a_batch_norm_is_trained_on_with_its_statistics(x64):
+    """Its running variance is brought to PyTorch's as the note says; the rest agrees as it is."""
+
+    class Model(nnx.Module):
+        def __init__(self, **options):
+            self.hidden = nnx.Linear(4, 6, use_bias=False, **options)  # a bias would be all rounding, times Adam
+            self.norm = nnx.BatchNorm(6, momentum=0.9, epsilon=1e-5, use_fast_variance=False, **options)
+            self.out = nnx.Linear(6, 2, **options)
+
+        def __call__(self, x):
+            return self.out(jnp.tanh(self.norm(self.hidden(x))))
+
+    hidden, norm = torch.nn.Linear(4, 6, bias=False), torch.nn.BatchNorm1d(6)
+    net = torch.nn.ModuleDict({"hidden": hidden, "norm": norm, "out": torch.nn.Linear(6, 2)}).double()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(0)
+    n = 8
+    x = torch.randn(BEFORE + STEPS, n, 4, generator=generator, dtype=torch.float64) * 3 + 1
+
+    def forward(x):
+        return net["out"](torch.tanh(net["norm"](net["hidden"](x))))
+
+    def step(x):
+        optimizer.zero_grad()
+        torch.mean(forward(x) ** 2).backward()
+        optimizer.step()
+
+    for batch in x[:BEFORE]:
+        step(batch)
+    with x64():
+        model = Model(rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64)
+        pair = interop.match(net, model)
+        note = next(note for note in pair.notes if "running variance" in note)
+        rule = note.rpartition("After a step of flax, ")[2].partition(" is PyTorch's")[0]
+        tx, opt_state = pair.optimizer_to_jax(optimizer)
+        nnx.update(model, pair.to_jax(net))
+        ours = nnx.Optimizer(model, optax.GradientTransformation(lambda _: opt_state, tx.update), wrt=nnx.Param)
+
+        @nnx.jit
+        def train(model, ours, x):
+            old = model.norm.var[...]
+            ours.update(model, nnx.grad(lambda model: jnp.mean(model(x) ** 2))(model))
+            model.norm.var[...] = eval(rule, {"var": model.norm.var[...], "old": old, "m": 0.9, "n": n})
+
+        for batch in x[BEFORE:]:
+            train(model, ours, jnp.asarray(batch.numpy()))
+            step(batch)
+        for name, got in pair.to_torch(nnx.state(model)).items():
+            want = net.state_dict()[name]
+            assert bool(((got - want).abs() <= 1e-12 * want.abs().max()).all()), name
+        model.eval()
+        net.eval()
+        np.testing.assert_allclose(model(jnp.asarray(x[0].numpy())), forward(x[0]).detach(), rtol=0, atol=1e-12)
+
+
 def test_rates_are_in_the_state_and_can_be_changed(x64):
     net = away_from_zero(Dense())
     optimizer = torch.optim.Adam(
@@ -442,24 +577,44 @@ def test_float32_without_x64_agrees_to_float32_rounding(cls, options):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize(("dtype", "wide"), [(torch.float32, True), (torch.bfloat16, False)])
-def test_narrow_parameters_round_as_in_torch(dtype, wide):
-    """A step at a time from the same parameters, moments running: rounded after the same operations."""
-    for cls in (torch.optim.SGD, torch.optim.Adam, torch.optim.NAdam):
-        net = away_from_zero(Dense(), dtype)
-        optimizer = cls(net.parameters(), lr=0.01)
-        grads = draw(net, 12)
-        with jax.enable_x64(wide):
-            pair = dense_pair(net)
-            tx, state = pair.optimizer_to_jax(optimizer)
-            params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads)
-            torch_steps(net, optimizer, grads)
-            assert all(
-                x.dtype == y.dtype for x, y in zip(*map(jax.tree.leaves, (params, pair.to_jax(net))), strict=True)
-            )
-            for name, got in pair.parameters_to_torch(params).items():
-                want = net.get_parameter(name).detach()
-                assert bool(((got - want).abs() <= 4 * torch.finfo(dtype).eps * want.abs()).all()), (cls, name)
+NARROW_RUNS = [  # the share of parameters and moments with all bits equal; add(alpha=) rounds otherwise in vectors
+    (torch.optim.SGD, {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.1}, 0.8),
+    (torch.optim.Adam, {"lr": 0.1, "amsgrad": True, "weight_decay": 0.1}, 0.8),
+    (torch.optim.AdamW, {"lr": 0.1}, 1.0),
+    (torch.optim.RMSprop, {"lr": 0.01, "centered": True, "momentum": 0.9}, 0.97),
+    (torch.optim.Adagrad, {"lr": 0.1}, 1.0),
+    (torch.optim.Adamax, {"lr": 0.1}, 1.0),
+    (torch.optim.Adadelta, {"lr": 1.0}, 1.0),
+    (torch.optim.NAdam, {"lr": 0.1}, 1.0),
+    (torch.optim.RAdam, {"lr": 0.1}, 1.0),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("cls", "options", "share"), NARROW_RUNS, ids=lambda x: getattr(x, "__name__", ""))
+def test_half_precision_rounds_where_pytorchs_loops_do(cls, options, share, dtype):
+    """A compiled run of 20 steps from a port at the seventh; the moments, too, are narrow."""
+    net = torch.nn.Linear(17, 9).to(dtype)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(8 + torch.rand(p.shape))
+    optimizer = cls(net.parameters(), foreach=False, **options)
+    grads = draw(net, BEFORE + STEPS)
+    torch_steps(net, optimizer, grads[:BEFORE])
+    pair = interop.match(net, {"kernel": np.zeros((17, 9), _dtype(net)), "bias": np.zeros(9, _dtype(net))})
+    tx, state = pair.optimizer_to_jax(optimizer)
+    params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads[BEFORE:], jit=True)
+    torch_steps(net, optimizer, grads[BEFORE:])
+    _, wanted = pair.optimizer_to_jax(optimizer)
+    same = []
+    for got, want in zip(*map(jax.tree.leaves, ((params, state), (pair.to_jax(net), wanted))), strict=True):
+        assert got.dtype == want.dtype
+        if got.shape == (17, 9):
+            same.append(float(jnp.mean(got == want)))
+    assert min(same) >= share
+    for name, got in pair.parameters_to_torch(params).items():
+        want = net.get_parameter(name).detach()
+        assert bool(((got - want).abs() <= 4 * torch.finfo(dtype).eps * want.abs()).all()), name
 
 
 def test_float32_corrections_are_those_of_float64():
@@ -943,23 +1098,30 @@ def test_an_attached_penalty_gives_zeros_in_the_run_above(x64):
             assert np.allclose(x, fr_jax.to_flat(theirs)[name], rtol=1e-11, atol=1e-13), name
 
 
+def packed(net):
+    options = {"dtype": jnp.float64, "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+    model = nnx.MultiHeadAttention(num_heads=2, in_features=4, decode=False, **options)
+    return interop.match(net, {"attention": nnx.to_pure_dict(nnx.state(model, nnx.Param))})
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_penalty_on_a_parameter_that_jax_holds_in_pieces_is_refused():
-    """A mean over a packed parameter is not one over its pieces."""
-    net = torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(4, 2, batch_first=True)})
-    model = nnx.MultiHeadAttention(num_heads=2, in_features=4, decode=False, rngs=nnx.Rngs(0))
-    pair = interop.match(net, {"attention": nnx.to_pure_dict(nnx.state(model, nnx.Param))})
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
-    handle = fr.attach(optimizer, net, fr.l1(0.1).on("*in_proj_weight"))
-    refused = "acts on 'attention.in_proj_weight', of which the JAX side holds the first as .*query.kernel"
-    with pytest.raises(ValueError, match=refused):
-        pair.optimizer_to_jax(optimizer)
-    handle.penalty = fr.l1(0.1)
-    with pytest.raises(ValueError, match=r"'attention.in_proj_bias', .*query.(kernel|bias)") as error:
-        pair.optimizer_to_jax(optimizer)
-    exec(str(error.value).rsplit(": leave these out, ", 1)[1], {"handle": handle})
-    pair.optimizer_to_jax(optimizer)
-    assert {name for name, _ in handle._bound.values()} == {"attention.out_proj.weight", "attention.out_proj.bias"}
+@pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.RMSprop], ids=label)
+def test_a_penalty_on_a_packed_parameter_has_one_metric_over_its_pieces(cls, x64):
+    """Entries that have had no gradient are moved by the mean over the whole parameter, also in a piece without any."""
+    net = away_from_zero(torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(4, 2, batch_first=True)}))
+    optimizer = cls(net.parameters(), lr=0.01)
+    fr.attach(optimizer, net, fr.l1(0.01))
+    grads = draw(net, 12)
+    for grad in grads:
+        grad["attention.in_proj_weight"][6:] = 0  # half of the keys, all of the values
+    torch_steps(net, optimizer, grads[:3])
+    with x64():
+        pair = packed(net)
+        tx, state = pair.optimizer_to_jax(optimizer)
+        params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads[3:], jit=True)
+        torch_steps(net, optimizer, grads[3:])
+        assert close(pair.parameters_to_torch(params), net, ULP)
+        pair.optimizer_to_torch(state, optimizer)
 
 
 def test_a_packed_parameter_crosses_in_pieces_and_must_come_back_whole(x64):
@@ -970,10 +1132,7 @@ def test_a_packed_parameter_crosses_in_pieces_and_must_come_back_whole(x64):
     grads = draw(net, 8)
     torch_steps(net, optimizer, grads[:3])
     with x64():
-        model = nnx.MultiHeadAttention(
-            num_heads=2, in_features=4, decode=False, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
-        )
-        pair = interop.match(net, {"attention": nnx.to_pure_dict(nnx.state(model, nnx.Param))})
+        pair = packed(net)
         tx, state = pair.optimizer_to_jax(optimizer)
         params, state = jax_steps(pair, tx, state, pair.to_jax(net), grads[3:6])
         torch_steps(net, optimizer, grads[3:6])
@@ -1200,6 +1359,16 @@ def test_complex_and_replaced_parameters_are_refused():
         pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))
     with pytest.raises(ValueError, match="is no parameter of the net of this pair"):
         pair.optimizer_to_jax(optimizer)
+
+
+def test_an_optimizer_of_a_lazy_net_is_refused():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    pair = interop.match(net, {"kernel": np.zeros((2, 3), "f"), "bias": np.zeros(3, "f")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lazy modules are new, PyTorch says once
+        lazy = torch.nn.LazyLinear(3)
+    with pytest.raises(ValueError, match=r"parameter 0 of group 0 \(uninitialized, of a lazy module\) .* of net.param"):
+        pair.optimizer_to_jax(torch.optim.SGD(lazy.parameters(), lr=0.1))
 
 
 def test_traces_are_refused():
@@ -1433,6 +1602,15 @@ def test_parameters_of_one_leaf_must_be_treated_alike(monkeypatch):
     fr.attach(penalized, net, fr.l1(0.1).on("*upper"))
     with pytest.raises(ValueError, match=f"optimizer_to_jax: {why}"):
         pair.optimizer_to_jax(penalized)
+    adam = torch.optim.Adam(net.parameters(), lr=0.1)
+    handle = fr.attach(adam, net, fr.l1(0.1))
+    says = (
+        "acts on 'halves.upper', 'halves.lower', and the JAX side holds 'halves.upper', 'halves.lower' as halves.kernel"
+    )
+    with pytest.raises(ValueError, match=says) as error:
+        pair.optimizer_to_jax(adam)
+    assert str(error.value).endswith("handle.penalty = handle.penalty.on(['!halves.upper', '!halves.lower'])")
+    handle.remove()
     lower.requires_grad_(False)
     with pytest.raises(ValueError, match="in requires_grad or in their penalty; treat them alike"):
         pair.optimizer_to_jax(torch.optim.Adam(net.parameters()))

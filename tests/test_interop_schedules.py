@@ -143,8 +143,9 @@ def test_a_warm_up_and_a_cosine_take_parameters_where_they_take_them_in_torch(x6
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
     scheduler = KNOWN["warm-up, cosine"](optimizer)
     rng = np.random.default_rng(0)
-    shapes = {name: p.shape for name, p in net.named_parameters()}
-    grads = [{name: torch.tensor(rng.uniform(-2, -1, shape)) for name, shape in shapes.items()} for _ in range(27)]
+    grads = [
+        {name: torch.tensor(rng.uniform(-2, -1, p.shape)) for name, p in net.named_parameters()} for _ in range(27)
+    ]
 
     def step(grad):
         for name, p in net.named_parameters():

@@ -19,6 +19,7 @@ from .trace import CONVOLUTIONS as CONVOLUTIONS
 from .trace import traced
 from .values import Claim as Claim
 from .values import Flat as Flat
+from .values import Image as Image
 from .values import Piece as Piece
 from .values import Plain as Plain
 from .values import Unknown as Unknown

@@ -4,7 +4,7 @@ The same as `prox_sgd` and `prox_adam` where those have the optimizer's options,
 AdamW's decay before the prox, RMSprop's metric, dampening.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ class Stepped(NamedTuple):
     after: Mapping[str, Array]
     step: Array | None  # its count, shape=(), dtype of the learning rate
     lr: Array
+    pieces: Sequence[Mapping[str, Array]]  # the new states of all leaves of its PyTorch parameter
 
 
 def proximal_step(
@@ -57,17 +58,26 @@ def _adam(leaf: Stepped, hyper: Mapping[str, Any], guard: Array) -> tuple[Array,
     b1, b2 = hyper["betas"]
     old, lr = leaf.old, leaf.lr
     assert leaf.step is not None
-    second = leaf.after["max_exp_avg_sq" if hyper["amsgrad"] else "exp_avg_sq"]
+    what = "max_exp_avg_sq" if hyper["amsgrad"] else "exp_avg_sq"
+    second = leaf.after[what]
     scale = _as(old, _one_minus_power(b2, leaf.step))
-    step = _step_size(second / scale, jnp.mean(second) / scale, guard, hyper, lr)
+    step = _step_size(second / scale, _mean(leaf, what) / scale, guard, hyper, lr)
     shrunk = old * _as(old, 1 - lr * hyper["weight_decay"]) if hyper["decoupled_weight_decay"] else old
     return shrunk - step * leaf.after["exp_avg"] / _as(old, _one_minus_power(b1, leaf.step)), step
 
 
 def _rmsprop(leaf: Stepped, hyper: Mapping[str, Any], guard: Array) -> tuple[Array, Array]:
     second = leaf.after["square_avg"]
-    step = _step_size(second, jnp.mean(second), guard, hyper, leaf.lr)
+    step = _step_size(second, _mean(leaf, "square_avg"), guard, hyper, leaf.lr)
     return leaf.old - step * _decayed(leaf.old, leaf.grad, hyper), step
+
+
+def _mean(leaf: Stepped, what: str) -> Array:
+    """Over the whole parameter, of which the leaf may be a piece."""
+    parts = [state[what] for state in leaf.pieces]
+    if len(parts) == 1:
+        return jnp.mean(parts[0])
+    return jnp.sum(jnp.stack([jnp.sum(part) for part in parts])) / sum(part.size for part in parts)
 
 
 def _step_size(second: Array, mean_square: Array, guard: Array, hyper: Mapping[str, Any], lr: Array) -> Array:

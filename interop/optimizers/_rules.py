@@ -169,9 +169,13 @@ def _times(x: Array, number: Any) -> Array:
     return x * _as(x, number)
 
 
-@_kernel
 def _plus(x: Array, number: Any) -> Array:
-    return x + _as(x, number)
+    return _sum(x, _as(x, number))  # as in `_add`
+
+
+@_kernel
+def _sum(x: Array, y: Array) -> Array:
+    return x + y
 
 
 @_kernel
@@ -200,7 +204,7 @@ def _root(x: Array) -> Array:
 
 
 def _add(a: Array, x: Array, alpha: Any) -> Array:
-    return _addmul(a, x, _as(a, alpha))  # the one kernel that takes its number in half precision
+    return _addmul(a, x, _as(a, alpha))  # PyTorch's additions take their numbers in half precision
 
 
 @_kernel

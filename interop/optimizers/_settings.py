@@ -8,6 +8,7 @@ import jax
 import torch
 from flax import serialization
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from funcreg._rule import Bound
@@ -162,8 +163,9 @@ def groups_of(where: str, pair: Any, optimizer: Optimizer) -> dict[str, int]:
     groups = {name: NO_GROUP for name in pair.parameters if name in twinned}
     for i, group in enumerate(optimizer.param_groups):
         for j, p in enumerate(group["params"]):
-            what = f"parameter {j} of group {i} ({list(p.shape)})"
             if p not in own:
+                shape = "uninitialized, of a lazy module" if is_lazy(p) else str(list(p.shape))
+                what = f"parameter {j} of group {i} ({shape})"
                 raise ValueError(
                     f"{where}: {what} of the optimizer is no parameter of the net of this pair; make the optimizer of "
                     "net.parameters() of the very net that was matched"

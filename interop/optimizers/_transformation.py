@@ -1,6 +1,6 @@
 """A torch.optim optimizer as an optax transformation: the rules of `_rules.py`, leaf by leaf, over any tree."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +40,10 @@ class TorchOptimizerState(NamedTuple):
 
 
 def torch_optimizer(
-    settings: Settings, rates: tuple[float, ...] | Rates, penalty: Penalty | None
+    settings: Settings,
+    rates: tuple[float, ...] | Rates,
+    penalty: Penalty | None,
+    pieces: Mapping[str, Sequence[str]] | None = None,
 ) -> optax.GradientTransformation:
     """The transformation with these settings.
 
@@ -48,8 +51,10 @@ def torch_optimizer(
         settings: hyper-parameters, and the group of every leaf.
         rates: the learning rate of each group, with which `init` starts; or a function that gives them at every count.
         penalty: what was attached to the optimizer, or None.
+        pieces: leaf -> all leaves of its parameter, where PyTorch has one and JAX several.
     """
     schedule = rates if callable(rates) else None
+    groups = dict(settings.group_of)
 
     def init(params: Tree) -> Any:
         if isinstance(params, Mapping) and not isinstance(params, nnx.State) and set(params) == {"params"}:
@@ -81,19 +86,26 @@ def torch_optimizer(
             refuse_wide(where, by_name)
         new = {what: dict(by_name) for what, by_name in old.items()}
         parts = _parts(penalty, params)
-        moves = {}
+        steps: dict[str, Stepped] = {}
         for name, group in settings.group_of:
             p, g = leaves[name], grads[name]
-            if g is None or name in settings.frozen:
-                moves[name] = jnp.zeros_like(p)
-                continue
-            before = {what: by_name[name] for what, by_name in old.items() if name in by_name}
-            _check_state(where, settings, group, name, p, before)
-            lr = jnp.asarray(state.learning_rate[group]).astype(scalar_dtype())
-            moved, after = _step(settings, group, name, p, g, before, lr, parts.get(name, []))
+            if g is not None and name not in settings.frozen:
+                before = {what: by_name[name] for what, by_name in old.items() if name in by_name}
+                _check_state(where, settings, group, name, p, before)
+                lr = jnp.asarray(state.learning_rate[group]).astype(scalar_dtype())
+                steps[name] = _step(settings, group, p, g, before, lr)
+        moves = {name: jnp.zeros_like(p) for name, p in leaves.items()}
+        for name, leaf in steps.items():
+            moved, after = leaf.moved, leaf.after
+            if bound := parts.get(name):
+                whole = (pieces or {}).get(name, (name,))
+                leaf = leaf._replace(pieces=[steps[one].after for one in whole if one in steps])
+                hyper = settings.hyper(groups[name])
+                moved, kept = proximal_step(settings.optimizer, name, bound, leaf, hyper)
+                after = {**after, **kept}
             for what, x in after.items():
                 new[what][name] = x
-            moves[name] = moved - p  # with which p + (moved - p) is moved, wherever a number leads there
+            moves[name] = moved - leaf.old  # with which p + (moved - p) is moved, wherever a number leads there
         count = state.count + 1
         trees = {what: rebuild(tree, new[what]) for what, tree in state.state.items()}
         following = state.learning_rate if schedule is None else schedule(count)
@@ -102,28 +114,14 @@ def torch_optimizer(
     return optax.GradientTransformation(init, update)
 
 
-def _step(
-    settings: Settings,
-    group: int,
-    name: str,
-    p: Array,
-    g: Array,
-    before: dict[str, Array],
-    lr: Array,
-    bound: list[Bound],
-) -> tuple[Array, dict[str, Array]]:
-    """One step of one leaf: its new point and its new state."""
-    hyper = settings.hyper(group)
+def _step(settings: Settings, group: int, p: Array, g: Array, before: dict[str, Array], lr: Array) -> Stepped:
+    """The optimizer's own step of one leaf."""
     g = g.astype(p.dtype)
     counted = {"step": before["step"] + 1} if "step" in before else {}
     step = {what: t.astype(lr.dtype) for what, t in counted.items()}
     kept = {"counted": counted["step"]} if counted else {}
-    moved, after = settings.rule.formula(p, g, {**before, **step, **kept}, hyper, lr)
-    if bound:
-        leaf = Stepped(p, g, moved, before, after, step.get("step"), lr)
-        moved, kept = proximal_step(settings.optimizer, name, bound, leaf, hyper)
-        after = {**after, **kept}
-    return moved, {**after, **counted}
+    moved, after = settings.rule.formula(p, g, {**before, **step, **kept}, settings.hyper(group), lr)
+    return Stepped(p, g, moved, before, {**after, **counted}, step.get("step"), lr, ())
 
 
 def _first_state(settings: Settings, group: int, p: Array) -> dict[str, Array]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from funcreg._selectors import leaf_name
+
 from ..arrays import to_jax
 from ._settings import Settings, crossing, filled, groups_of, handle_of, named, number, settings_of
 from ._transformation import TorchOptimizerState, rebuild, refuse_wide, scalar_dtype, torch_optimizer
@@ -28,7 +30,7 @@ def optimizer_to_jax(
     own = dict(pair.net.named_parameters())
     refuse_wide(_WHERE, {name: own[name] for name in groups_of(_WHERE, pair, optimizer)})
     handle = handle_of(_WHERE, optimizer)
-    penalty = None
+    penalty, pieces = None, {}
     if handle is not None:
         if handle._net is not pair.net:
             raise ValueError(
@@ -36,7 +38,7 @@ def optimizer_to_jax(
                 "differ; attach it with the net that was matched"
             )
         if settings.optimizer != "SGD":
-            _refuse_split(pair, [name for name, _ in handle._bound.values()])
+            pieces = _pieces(pair, [name for name, _ in handle._bound.values()])
         penalty = pair.penalty_to_jax(handle.penalty)
     first = tuple(jnp.asarray(number(group["lr"]), scalar_dtype()) for group in optimizer.param_groups)
     if scheduler is None:
@@ -51,7 +53,7 @@ def optimizer_to_jax(
         _state(pair, optimizer, settings),
         settings,
     )
-    return torch_optimizer(settings, rates, penalty), state
+    return torch_optimizer(settings, rates, penalty, pieces), state
 
 
 def _state(pair: Any, optimizer: Optimizer, settings: Settings) -> dict[str, Any]:
@@ -133,13 +135,17 @@ def _scalar(key: str, x: Any) -> Any:
     return np.float64(x) if double else np.float32(x)
 
 
-def _refuse_split(pair: Any, names: list[str]) -> None:
-    """The metric of Adam and RMSprop has a mean over the parameter, which is not one over its pieces."""
-    split = {name: link.jax for link in pair.links if (len(link.torch), len(link.jax)) != (1, 1) for name in link.torch}
-    refused = [name for name in dict.fromkeys(names) if name in split]
+def _pieces(pair: Any, names: list[str]) -> dict[str, tuple[str, ...]]:
+    """The leaves of which one parameter is made, by each: the metric of Adam and RMSprop has a mean over all of it."""
+    by_name = {name: link for link in pair.links for name in link.torch}
+    refused = [name for name in dict.fromkeys(names) if len(by_name[name].torch) > 1]
     if refused:
+        link = by_name[refused[0]]
         raise ValueError(
-            f"{_WHERE}: the attached penalty acts on {', '.join(map(repr, refused))}, of which the JAX side holds the "
-            f"first as {', '.join(split[refused[0]])}; its proximal step needs a parameter as a whole: leave these "
-            f"out, handle.penalty = handle.penalty.on({[f'!{name}' for name in refused]})"
+            f"{_WHERE}: the attached penalty acts on {', '.join(map(repr, refused))}, and the JAX side holds "
+            f"{', '.join(map(repr, link.torch))} as {', '.join(link.jax)}: the metric of its proximal step is a mean "
+            "over one parameter, which nobody knows there; leave these out, handle.penalty = "
+            f"handle.penalty.on({[f'!{name}' for name in refused]})"
         )
+    whole = {name: tuple(leaf_name(leaf.split(".")) for leaf in by_name[name].jax) for name in names}
+    return {leaf: leaves for leaves in whole.values() for leaf in leaves if len(leaves) > 1}
