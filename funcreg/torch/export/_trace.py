@@ -201,9 +201,9 @@ def specialized(
     return SpecializationError(
         f"{where}: {what}{operation}{place}. Remedy: {also}no int(), float(), math function, Python branch or loop "
         f"on x.shape[{axis}] (x.new_full((), x.shape[{axis}]) is a size as a tensor); if this is inside vmap (or "
-        "jacfwd and hessian, which use it: jacrev(jacrev(f)) mostly works), some operations need a number there: index with a "
-        "one-hot mask instead of labels (cross_entropy, gather), run the members of an ensemble in a loop and "
-        "torch.stack the results; or leave the dimension out of `dynamic`, and export a file for each size"
+        "jacfwd and hessian, which use it: jacrev(jacrev(f)) mostly works), some operations need a number there: "
+        "index with a one-hot mask instead of labels (cross_entropy, gather), run the members of an ensemble in a loop "
+        "and torch.stack the results; or leave the dimension out of `dynamic`, and export a file for each size"
     )
 
 
