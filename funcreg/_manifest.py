@@ -32,6 +32,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +43,11 @@ from ._export_errors import IntegrityError, VersionError
 
 SCHEMA = 1
 SUFFIX = ".json"
+# What safetensors and hosts know; complex numbers, 8-bit floats and 4-bit integers are not among them.
+DTYPES = (
+    "float32", "float64", "float16", "bfloat16",
+    "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,11 +112,17 @@ class Manifest:
         try:
             given = json.loads(text)
             schema = given["schema"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{where} is not the manifest of an exported function ({error!r})") from None
-        if not isinstance(schema, int) or schema > SCHEMA:
+            if type(schema) is not int or schema < 1:
+                raise ValueError(f"schema {schema!r:.60}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise IntegrityError(
+                f"{where} is not the manifest of an exported function ({problem:.200}); copy it again, or export the "
+                "function again"
+            ) from None
+        if schema > SCHEMA:
             raise VersionError(
-                f"{where} has schema {schema!r}, and this version of funcreg reads up to {SCHEMA}; update funcreg, or "
+                f"{where} has schema {schema}, and this version of funcreg reads up to {SCHEMA}; update funcreg, or "
                 "export the function again with the version that is installed"
             )
         try:
@@ -118,26 +131,49 @@ class Manifest:
             manifest = cls(**given)
             manifest._check()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise IntegrityError(f"{where} is damaged: {error!r}; export the function again") from None
+            problem = f"{type(error).__name__}: {error}"
+            raise IntegrityError(f"{where} is damaged: {problem:.300}; export the function again") from None
         return manifest
 
     def _check(self) -> None:
-        """Raise any error if an entry that is read later is missing or of another kind."""
+        """Raise any error if an entry is missing or of another kind: what is read later is then there."""
+        for what in ("kind", "function", "framework"):
+            _require(isinstance(getattr(self, what), str), what, getattr(self, what))
         [int(part) for part in self.framework_version.split(".")[:2]]
-        if not self.cases or "cases" not in self.files:
-            raise ValueError("no recorded cases")
-        for case in self.cases:
+        _require(isinstance(self.self_check, dict), "self_check", self.self_check)
+        for spec in self.files.values():
+            inside = isinstance(spec.name, str) and re.fullmatch(r"(?!\.{1,2}$)[^/\\\0]+", spec.name)
+            _require(inside, "a file that is not in the folder of its manifest", spec.name)
+            _require(isinstance(spec.sha256, str) and len(spec.sha256) == 64, "sha256", spec.sha256)
+            _require(_is_size(spec.bytes), "bytes", spec.bytes)
+        for name, method in self.methods.items():
+            _require(method.inputs and method.outputs, f"inputs and outputs of {name}", method)
+            for key, spec in (method.inputs | method.outputs).items():
+                _require(spec.dtype in DTYPES, f"dtype of {key}", spec.dtype)
+                _require(all(_is_size(n) or isinstance(n, str) for n in spec.shape), f"shape of {key}", spec.shape)
+            for dim in (n for spec in method.inputs.values() for n in spec.shape if isinstance(n, str)):
+                refused = self.sizes[dim]["refused"]
+                _require(isinstance(refused, list) and all(map(_is_size, refused)), f"sizes of {dim}", refused)
+        _require(self.cases and "cases" in self.files, "recorded cases", self.cases)
+        for i, case in enumerate(self.cases):
             inputs = self.methods[case["method"]].inputs
             dims = {dim for spec in inputs.values() for dim in spec.shape if isinstance(dim, str)}
-            if case["sizes"].keys() != dims or set(case["carried"]) - set(inputs):
-                raise ValueError(f"the case {case} does not fit the inputs of {case['method']}")
-        for dim in {dim for m in self.methods.values() for x in m.inputs.values() for dim in x.shape}:
-            if isinstance(dim, str):
-                list(self.sizes[dim]["refused"])
+            _require(case["sizes"].keys() == dims and all(map(_is_size, case["sizes"].values())), "sizes", case)
+            carried = case["carried"]
+            _require(isinstance(carried, list) and set(carried) <= set(inputs if i else ()), "carried", case)
 
     def signature(self) -> str:
         """The part of the manifest that is also stored inside the file: what it takes and returns."""
         return json.dumps({"schema": self.schema, "methods": asdict(self)["methods"], "sizes": self.sizes})
+
+
+def _require(holds: Any, what: str, seen: Any) -> None:
+    if not holds:
+        raise ValueError(f"{what}: {seen!r:.100}")
+
+
+def _is_size(x: Any) -> bool:
+    return type(x) is int and x >= 0
 
 
 def _method(given: Mapping[str, Any]) -> MethodSpec:
@@ -153,6 +189,17 @@ def manifest_path(path: Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
+def path_of(where: str, path: Any) -> Path:
+    """The path of an exported file that is to be read.
+
+    Raises:
+        TypeError: no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{where}: path must be a string or a Path, got {type(path).__name__}")
+    return Path(path)
+
+
 def read(path: Path, beside: Path) -> Manifest:
     """The manifest of an exported file, from the path of the manifest.
 
@@ -162,7 +209,8 @@ def read(path: Path, beside: Path) -> Manifest:
     """
     for needed in (path, beside):
         if not needed.is_file():
-            raise FileNotFoundError(f"{needed} is not there; an exported file and its {SUFFIX} belong together")
+            problem = "is a folder; name the file in it" if needed.is_dir() else "is not there"
+            raise FileNotFoundError(f"{needed} {problem}; an exported file and its {path.name}{SUFFIX} belong together")
     return Manifest.from_json(beside.read_text(encoding="utf-8", errors="replace"), str(beside))
 
 
@@ -173,8 +221,6 @@ def checked_bytes(folder: Path, spec: FileSpec) -> bytes:
         IntegrityError: they are others. This tells damage from a whole file, not a friend from a foe: who can write the
             file can write its manifest too.
     """
-    if Path(spec.name).name != spec.name:
-        raise IntegrityError(f"the manifest names the file {spec.name!r}, which is not in its own folder")
     path = folder / spec.name
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there, but its manifest names it")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import funcreg
 import funcreg.torch as fr
 from export_cases import BATCH, same_bits
-from funcreg import _artifact, _manifest
+from funcreg import _artifact
 from funcreg.torch.export import __main__ as command
 from funcreg.torch.export import _check, _selfcheck, _torchscript
 
@@ -196,6 +196,7 @@ def test_a_flipped_bit_is_refused_before_the_loader_sees_it(copy, monkeypatch):
 MANIFESTS = [
     ("newer schema", lambda m: m.update(schema=2), fr.export.VersionError, "has schema 2, and this version of funcreg"),
     ("no schema", lambda m: m.pop("schema"), fr.export.IntegrityError, "is not the manifest of an exported function"),
+    ("schema in words", lambda m: m.update(schema="1"), fr.export.IntegrityError, "is not the manifest .*schema '1'"),
     ("a field more", lambda m: m.update(more=1), fr.export.IntegrityError, "is damaged"),
     ("a field less", lambda m: m.pop("sizes"), fr.export.IntegrityError, "is damaged"),
     ("newer torch", lambda m: m.update(framework_version="9.0"), fr.export.VersionError, "newer files are not read by"),
@@ -216,7 +217,13 @@ MANIFESTS = [
         "another folder",
         lambda m: m["files"]["torchscript"].update(name="../f.pt"),
         fr.export.IntegrityError,
-        "the manifest does not describe f.pt",
+        "a file that is not in the folder of its manifest: '../f.pt'",
+    ),
+    (
+        "another file",
+        lambda m: m["files"]["torchscript"].update(name="g.pt"),
+        fr.export.IntegrityError,
+        "the manifest does not describe f.pt, but g.pt, f.pt.safetensors; copy both again",
     ),
 ]
 
@@ -238,8 +245,12 @@ def test_files_that_are_not_there(copy):
     copy.with_name("g.json").rename(copy.with_name("f.pt.json"))
     with pytest.raises(fr.export.IntegrityError, match="is not the manifest"):
         fr.export.load_exported(copy, trusted=True)
-    with pytest.raises(fr.export.IntegrityError, match="which is not in its own folder"):
-        _manifest.checked_bytes(copy.parent, _manifest.FileSpec("../f.pt", "", 0))
+    for path in (copy.parent, copy.with_name("g.pt")):
+        with pytest.raises(FileNotFoundError, match="is a folder; name the file|is not there"):
+            fr.export.verify_exported(path)
+    for read in (fr.export.verify_exported, lambda path: fr.export.load_exported(path, trusted=True)):
+        with pytest.raises(TypeError, match="_exported: path must be a string or a Path, got NoneType"):
+            read(None)
 
 
 # --- the check finds what is wrong ---
@@ -248,9 +259,13 @@ def test_files_that_are_not_there(copy):
 class Twin(torch.nn.Module):
     """What a traced function would be as a file."""
 
-    def __init__(self, traced) -> None:
+    def __init__(self, traced, said: str) -> None:
         super().__init__()
-        self.traced = traced
+        self.traced, self.said = traced, said
+
+    @torch.jit.export
+    def signature(self) -> str:
+        return self.said
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"output": self.traced(inputs["w"], inputs["x"])}
@@ -264,7 +279,7 @@ def test_a_traced_twin_is_caught(copy):
     traced = make_fx(mean)(torch.ones(4), torch.ones(8, 4))
     with _torchscript.quiet():
         twin = torch.jit.trace(traced, (torch.ones(4), torch.ones(8, 4)), check_trace=False)
-        script = torch.jit.script(Twin(twin))
+        script = torch.jit.script(Twin(twin, fr.export.load_exported(copy, trusted=True).manifest.signature()))
     wrong = script({"w": torch.ones(4), "x": torch.ones(16, 4)})["output"]
     assert wrong.tolist() == [2.0] * 4 and mean(torch.ones(4), torch.ones(16, 4)).tolist() == [1.0] * 4
     replace(copy, "torchscript", _torchscript.to_bytes(script))
@@ -422,12 +437,28 @@ def test_importing_the_wing_does_not_import_the_tracer():
         lambda manifest: manifest["files"].pop("cases"),
         lambda manifest: manifest.update(sizes={}),
         lambda manifest: manifest.update(framework_version="2/13"),
+        lambda manifest: manifest.update(methods=[]),
+        lambda manifest: manifest["methods"]["forward"].update(outputs={}),
+        lambda manifest: manifest["methods"]["forward"]["inputs"]["x"].update(dtype="float7"),
+        lambda manifest: manifest["methods"]["forward"]["inputs"]["x"].update(shape=["batch", -4]),
+        lambda manifest: manifest["sizes"]["batch"].update(refused="0"),
+        lambda manifest: manifest["cases"][0].update(carried=["w"]),
+        lambda manifest: manifest["cases"][0].update(sizes={"batch": "8"}),
+        lambda manifest: manifest["files"]["cases"].update(name="/etc/passwd"),
+        lambda manifest: manifest["files"]["cases"].update(name=".."),
+        lambda manifest: manifest["files"]["cases"].update(name="sub/f.pt"),
+        lambda manifest: manifest["files"]["cases"].update(sha256=5),
+        lambda manifest: manifest["files"]["cases"].update(bytes=-1),
+        lambda manifest: manifest.update(self_check={}),
+        lambda manifest: manifest["self_check"].update(threads=10**9),
+        lambda manifest: manifest["self_check"].update(device="toaster"),
+        lambda manifest: manifest.update(kind=3),
     ],
 )
 @pytest.mark.parametrize("read", [fr.export.verify_exported, lambda path: fr.export.load_exported(path, trusted=True)])
 def test_a_manifest_with_holes_is_refused(copy, change, read):
     edit(copy, change)
-    with pytest.raises(fr.export.IntegrityError, match="is damaged: .*; export the function again"):
+    with pytest.raises(fr.export.IntegrityError, match="f.pt.json is damaged: .*; export the function again"):
         read(copy)
 
 
@@ -436,6 +467,58 @@ def test_a_manifest_that_is_no_text_is_refused(copy):
     beside.write_bytes(beside.read_bytes().replace(b"schema", b"sch\xa0ma", 1))
     with pytest.raises(fr.export.IntegrityError, match="is not the manifest"):
         fr.export.load_exported(copy, trusted=True)
+
+
+def test_a_manifest_that_never_ends_is_refused(copy):
+    copy.with_name(copy.name + ".json").write_text("[" * 100_000)
+    with pytest.raises(fr.export.IntegrityError, match="is not the manifest .*RecursionError"):
+        fr.export.load_exported(copy, trusted=True)
+
+
+@pytest.mark.usefixtures("fresh_process")
+def test_programs_of_the_right_hash_that_are_not_ours(copy):
+    class Other(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    with _torchscript.quiet():
+        other = _torchscript.to_bytes(torch.jit.script(Other()))
+    for data in (b"junk", other):
+        replace(copy, "torchscript", data)
+        with pytest.raises(fr.export.IntegrityError, match="f.pt is no exported file, or not one for torch "):
+            fr.export.load_exported(copy, trusted=True)
+        with pytest.raises(fr.export.SelfCheckError, match="first torchscript: cannot be loaded, "):
+            fr.export.verify_exported(copy)
+
+
+@pytest.mark.usefixtures("fresh_process")
+def test_verification_needs_all_that_the_manifest_names(copy):
+    arrays = {name: x.clone() for name, x in load_file(copy.with_name("f.pt.safetensors")).items()}
+    for name in ("1.out.output", "1.in.x"):
+        save_file({key: x for key, x in arrays.items() if key != name}, copy.with_name("new"))
+        replace(copy, "cases", copy.with_name("new").read_bytes())
+        with pytest.raises(fr.export.SelfCheckError, match="case 1 .*: the array '.*' is not in the file of cases"):
+            fr.export.verify_exported(copy)
+    edit(copy, lambda manifest: manifest["methods"]["forward"]["outputs"]["output"].update(shape=[5]))
+    with pytest.raises(fr.export.SelfCheckError, match="takes and returns something else than the manifest says"):
+        fr.export.verify_exported(copy)
+    edit(copy, lambda manifest: manifest["self_check"].update(device="cuda"))
+    if not torch.cuda.is_available():
+        with pytest.raises(fr.export.VersionError, match="was made for cuda, which this machine does not have"):
+            fr.export.verify_exported(copy)
+    copy.with_name("f.pt.safetensors").unlink()
+    edit(copy, lambda manifest: manifest["self_check"].update(device="cpu"))
+    with pytest.raises(FileNotFoundError, match=r"f.pt.safetensors is not there, but its manifest names it"):
+        fr.export.verify_exported(copy)
+
+
+@pytest.mark.usefixtures("fresh_process")
+@pytest.mark.parametrize("name", ["with space.pt", "ünïcödé.pt", 'it\'s "f" {0} %s.pt', "..pt", "a.b.pt"])
+def test_any_name_of_a_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    export(name, check_sizes=(1,))  # relative, too
+    assert fr.export.verify_exported(tmp_path / name).bitwise
+    assert fr.export.load_exported(name, trusted=True)({"w": torch.ones(4), "x": torch.ones(3, 4)})
 
 
 def test_exports_in_several_threads(tmp_path, fresh_process):

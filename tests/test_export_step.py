@@ -1,5 +1,6 @@
 """Exported functions return the bits of the Python ones, at sizes that were neither traced nor checked."""
 
+import dataclasses
 import doctest
 import importlib
 
@@ -227,6 +228,50 @@ def test_matrix_products_that_torchscript_would_reorder(tmp_path):
     torch.manual_seed(0)
     example = {"w": torch.randn(4, 3), "b": torch.randn(3), "x": torch.randn(8, 4)}
     assert fr.export.export_step(fn, example, tmp_path / "f.pt", dynamic={"x": {0: "n"}}).bitwise
+
+
+def test_complex_numbers_inside(tmp_path):
+    """A file takes and returns none; that `abs` makes a float of one is no reason to make it a float first."""
+
+    def fn(x):
+        z = torch.fft.fft(x)
+        return {"abs": z.abs(), "angle": z.angle(), "power": (z * z.conj()).real, "pair": torch.view_as_real(z)}
+
+    fr.export.export_step(fn, {"x": torch.randn(5, 3)}, tmp_path / "f.pt", dynamic={"x": {0: "n"}}, check_sizes=(1,))
+    exported = fr.export.load_exported(tmp_path / "f.pt", trusted=True)
+    for n in (1, 4, 12):
+        x = torch.randn(n, 3)
+        assert all(same_bits(y, fn(x)[name]) for name, y in exported({"x": x}).items())
+
+
+def test_constants_that_are_bools(tmp_path):
+    """To TorchScript they are integers, and so were a sum, a product or an exclusive or with one."""
+
+    def fn(x, y):
+        chosen = torch.where(x, True, False), torch.where(x, y, True)
+        return x ^ True, x & True, x | False, x + True, x * True, y + True, x.masked_fill(x, True), *chosen
+
+    example = {"x": torch.tensor([True, False, True]), "y": torch.randn(3)}
+    fr.export.export_step(fn, example, tmp_path / "f.pt", dynamic={})
+    got = fr.export.load_exported(tmp_path / "f.pt", trusted=True)(example)
+    for name, expected in enumerate(fn(**example)):
+        assert got[str(name)].dtype == expected.dtype and torch.equal(got[str(name)], expected)
+
+
+@dataclasses.dataclass
+class Pair:
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def test_a_dataclass_is_a_tree_if_it_is_registered(tmp_path):
+    example = {"pair": Pair(torch.ones(2), torch.ones(2))}
+    with pytest.raises(TypeError, match=r"'pair' is Pair.*; make it a tree, torch.export.register_dataclass\(Pair\)"):
+        fr.export.export_step(lambda pair: pair.first, example, tmp_path / "f.pt", dynamic={})
+    torch.export.register_dataclass(Pair)
+    report = fr.export.export_step(lambda pair: Pair(pair.second, pair.first), example, tmp_path / "f.pt", dynamic={})
+    method = report.manifest.methods["forward"]
+    assert list(method.inputs) == ["pair.first", "pair.second"] and list(method.outputs) == ["first", "second"]
 
 
 def test_an_assertion_on_numbers_is_one_in_the_file(tmp_path):

@@ -13,6 +13,7 @@
 #include <torch/script.h>
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <fstream>
 #include <iostream>
@@ -27,14 +28,36 @@ namespace {
 
 using Tensors = c10::Dict<std::string, at::Tensor>;
 
+// What an exception says, in one line: a file's own words about a wrong input come after TorchScript's traceback.
+std::string message(const std::exception& error) {
+  if (const auto* own = dynamic_cast<const c10::Error*>(&error)) return own->what_without_backtrace();
+  const std::string text = error.what();
+  const size_t end = text.find_last_not_of('\n');
+  const size_t begin = text.find_last_of('\n', end);
+  return text.substr(begin + 1, end - begin);
+}
+
+torch::jit::Module load(const std::string& path) {
+  if (!std::ifstream(path, std::ios::binary)) throw std::runtime_error("cannot open " + path);
+  try {
+    return torch::jit::load(path);
+  } catch (const std::exception& error) {
+    throw std::runtime_error(path + " is not an exported function: " + message(error));
+  }
+}
+
 Tensors read(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) throw std::runtime_error("cannot open " + path);
   const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-  Tensors tensors;
-  for (const auto& entry : torch::jit::pickle_load(bytes).toGenericDict())
-    tensors.insert(entry.key().toStringRef(), entry.value().toTensor());
-  return tensors;
+  try {
+    Tensors tensors;
+    for (const auto& entry : torch::jit::pickle_load(bytes).toGenericDict())
+      tensors.insert(entry.key().toStringRef(), entry.value().toTensor());
+    return tensors;
+  } catch (const std::exception& error) {
+    throw std::runtime_error(path + " is not a dict of tensors as torch.save writes it: " + message(error));
+  }
 }
 
 // Pairs, since the pickle of a C++ dict names a function of torch.jit, which `torch.load` takes from no stranger.
@@ -49,18 +72,22 @@ void write(const std::string& path, const Tensors& tensors) {
 
 Tensors call(const torch::jit::Module& module, const std::string& method, const Tensors& inputs) {
   const auto found = module.find_method(method);
-  if (!found) throw std::runtime_error("the file has no method " + method);
+  if (!found) throw std::runtime_error("the file has no method " + method + " (a step has forward)");
   return c10::impl::toTypedDict<std::string, at::Tensor>((*found)({inputs}).toGenericDict());
+}
+
+int64_t parse(const std::string& what, const std::string& text) {
+  int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size() || number < 1)
+    throw std::runtime_error(what + " must be 1 or more, a whole number, got '" + text + "'");
+  return number;
 }
 
 std::vector<int64_t> parse_sizes(const std::string& text) {
   std::vector<int64_t> sizes;
-  std::istringstream stream(text);
-  for (std::string part; std::getline(stream, part, ',');) {
-    sizes.push_back(std::stoll(part));
-    if (sizes.back() < 1) throw std::runtime_error("sizes must be 1 or more, got " + part);
-  }
-  if (sizes.empty()) throw std::runtime_error("sizes must be numbers with commas, got nothing");
+  std::istringstream stream(text + ",");
+  for (std::string part; std::getline(stream, part, ',');) sizes.push_back(parse("sizes", part));
   return sizes;
 }
 
@@ -130,23 +157,15 @@ int run(const std::vector<std::string>& arguments) {
     return 2;
   }
   const c10::InferenceMode no_autograd;
-  const torch::jit::Module module = torch::jit::load(arguments[1]);
+  const torch::jit::Module module = load(arguments[1]);
   if (one) {
     write(arguments[4], call(module, arguments[2], read(arguments[3])));
     return 0;
   }
-  const int64_t steps = std::stoll(arguments[4]);
-  if (steps < 1) throw std::runtime_error("steps must be 1 or more, got " + arguments[4]);
+  const int64_t steps = parse("steps", arguments[4]);
   Batches batches(read(arguments[3]), parse_sizes(arguments[5]));
   write(arguments[6], train(module, read(arguments[2]), std::move(batches), steps));
   return 0;
-}
-
-// What a file says about a wrong input comes last, after TorchScript's traceback.
-std::string last_line(const std::string& text) {
-  const size_t end = text.find_last_not_of('\n');
-  const size_t begin = text.find_last_of('\n', end);
-  return text.substr(begin + 1, end - begin);
 }
 
 }  // namespace
@@ -154,10 +173,8 @@ std::string last_line(const std::string& text) {
 int main(int argc, char** argv) {
   try {
     return run({argv + 1, argv + argc});
-  } catch (const c10::Error& error) {
-    std::cerr << "host: " << error.what_without_backtrace() << "\n";
   } catch (const std::exception& error) {
-    std::cerr << "host: " << last_line(error.what()) << "\n";
+    std::cerr << "host: " << message(error) << "\n";
   }
   return 1;
 }

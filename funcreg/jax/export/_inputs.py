@@ -13,16 +13,10 @@ import numpy as np
 from ..._export_errors import ResultError
 from ..._export_names import check_name, components
 from ..._export_sizes import Dims, Sizes, described, dims_of, sizes_of
-from ..._manifest import ArraySpec
+from ..._manifest import DTYPES, ArraySpec
 from .. import _wing
 
 Arrays = dict[str, np.ndarray]
-
-# What safetensors and NumPy hosts know; complex numbers, 8-bit floats and 4-bit integers are not among them.
-DTYPES = (
-    "float32", "float64", "float16", "bfloat16",
-    "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
-)  # fmt: skip
 
 _ALLOWED = f"files hold {', '.join(DTYPES)}"
 

@@ -16,7 +16,7 @@ from ..._export_compare import TOLERANCE
 from ..._export_errors import IntegrityError, SelfCheckError, VersionError
 from ..._export_report import ExportReport
 from ..._export_sizes import check_given
-from ..._manifest import Manifest, checked_bytes, manifest_path, read
+from ..._manifest import Manifest, checked_bytes, manifest_path, path_of, read
 from .. import _wing
 from . import _cases
 from ._inputs import spec_of
@@ -93,7 +93,8 @@ def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:
     Example:
         See `export_step`.
     """
-    where, file = "load_exported", Path(path)
+    where = "load_exported"
+    file = path_of(where, path)
     if trusted is not True:
         raise TypeError(
             f"{where}: a {SUFFIX} file is a program that is compiled and run on this machine; say trusted=True if you "
@@ -101,10 +102,14 @@ def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:
         )
     require_flatbuffers(where)
     manifest = _manifest(where, file)
-    spec = manifest.files.get("stablehlo")
-    if spec is None or spec.name != file.name:
-        raise IntegrityError(f"{where}: the manifest does not describe {file.name}, but {list(manifest.files)}")
-    module = export.deserialize(bytearray(checked_bytes(file.parent, spec)))
+    data = checked_bytes(file.parent, manifest.files["stablehlo"])
+    try:
+        module = export.deserialize(bytearray(data))
+    except Exception as error:  # of the right hash: never a file of ours
+        raise IntegrityError(
+            f"{where}: {file} is no exported file, or not one for jax {jax.__version__}: {type(error).__name__}: "
+            f"{error!s:.200}; export the function again"
+        ) from error
     described = [spec for _, spec in sorted(manifest.methods["forward"].inputs.items())]
     if described != list(map(spec_of, module.in_avals)):
         raise IntegrityError(f"{where}: {file.name} takes something else than its manifest says; export it again")
@@ -138,7 +143,8 @@ def verify_exported(path: str | PathLike[str]) -> ExportReport:
         1
         >>> folder.cleanup()
     """
-    started, where, file = time.perf_counter(), "verify_exported", Path(path)
+    started, where = time.perf_counter(), "verify_exported"
+    file = path_of(where, path)
     require_flatbuffers(where)
     manifest = _manifest(where, file)
     for spec in manifest.files.values():
@@ -161,6 +167,9 @@ def _manifest(where: str, file: Path) -> Manifest:
     manifest = read(file, manifest_path(file))
     if manifest.framework != "jax":
         raise VersionError(f"{where}: {file} was made by {manifest.framework}; load it there")
+    if "stablehlo" not in manifest.files or manifest.files["stablehlo"].name != file.name:
+        names = ", ".join(spec.name for spec in manifest.files.values())
+        raise IntegrityError(f"{where}: the manifest does not describe {file.name}, but {names}; copy both again")
     if _numbers(manifest.framework_version) > _numbers(jax.__version__):
         raise VersionError(
             f"{where}: {file} was made by jax {manifest.framework_version}, and this is {jax.__version__}: newer files "

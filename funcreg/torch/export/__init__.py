@@ -17,10 +17,10 @@ runs on every instruction set without Python; `formats=("torchscript", "pt2")` w
 **What a file is.** Every method takes and returns a dictionary of tensors by name. Names are those of the function's
 arguments and of the leaves of their trees, joined by dots: `state.params.hidden.weight`, `hyper.lr`. The file checks
 its own inputs: a name, a dtype, a fixed size or two different sizes of one dimension are refused with a message, and so
-are sizes 0 and 1 unless they were checked. What the function does not get as an argument is a constant of the file:
-strengths, learning rates and states are inputs, and a tensor that is no argument is refused. There is one dtype for
-every input, and one device; inputs are made contiguous. Autograd goes through the file (`torch::NoGradGuard` if that is
-not wanted).
+are sizes 0 and 1 unless they were checked, and sizes at which the graph is not known to be the function's. What the
+function does not get as an argument is a constant of the file: strengths, learning rates and states are inputs, and a
+tensor that is no argument is refused. There is one dtype for every input, and one device; inputs are made contiguous.
+Autograd goes through the file (`torch::NoGradGuard` if that is not wanted).
 
 **What is written.** Beside `step.pt` a manifest, `step.pt.json`, with names, dtypes, shapes, sha256 and versions, and
 recorded cases, `step.pt.safetensors`. Before they are put in place, a fresh process has loaded the file and has
@@ -57,6 +57,8 @@ shapes of its inputs only if the environment variable AOTI_RUNTIME_CHECK_INPUTS 
 which is refused; loop over the members of an ensemble there and stack the results. `fr.ensemble` compiles for one batch
 size: export `torch.func.vmap(step)` instead. A dynamic dimension has no largest size: what has one, such as a table of
 positions, is sliced outside, and is an input. `torch.Tensor.cpu()` and the like follow the device of the inputs.
+A dynamic size is like a number in all but one respect: `isinstance(x.shape[0], int)` is false while a function is
+traced, and what hangs on that is seen only if it changes a result at a size that is checked.
 """
 
 from ..._export_errors import BakedDeviceError as BakedDeviceError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -154,7 +155,11 @@ _ALLOWED = "files hold " + ", ".join(map(dtype_name, DTYPES))
 
 def _check_leaf(where: str, name: str, leaf: Any) -> Tensor:
     if not isinstance(leaf, Tensor):
-        remedy = f"make it an input, torch.tensor({leaf!r})" if isinstance(leaf, (bool, int, float)) else "leave it out"
+        remedy = "leave it out"
+        if isinstance(leaf, (bool, int, float)):
+            remedy = f"make it an input, torch.tensor({leaf!r})"
+        elif dataclasses.is_dataclass(leaf):
+            remedy = f"make it a tree, torch.export.register_dataclass({type(leaf).__name__}), or pass a dict"
         raise TypeError(
             f"{where}: {name!r} is {leaf!r:.60}, which would be frozen into the file; {remedy}, or bind it to the "
             "function with functools.partial if it never changes"

@@ -15,13 +15,14 @@ from torch import Tensor
 from ..._export_errors import IntegrityError, SelfCheckError, VersionError
 from ..._export_report import ExportReport
 from ..._export_sizes import check_given
-from ..._manifest import Manifest, checked_bytes, manifest_path, read
+from ..._manifest import Manifest, checked_bytes, manifest_path, path_of, read
 from .. import _wing
 from . import _check, _torchscript
 from ._inputs import dtype_name
 from ._report import report
 
 _FORMATS = {".pt": "torchscript", ".pt2": "pt2"}
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class Exported:
@@ -89,21 +90,26 @@ def load_exported(path: str | PathLike[str], *, trusted: bool) -> Exported:
     Example:
         See `export_step`.
     """
-    file = Path(path)
+    file = path_of("load_exported", path)
     if trusted is not True:
         raise TypeError(
             f"load_exported: a {file.suffix} file is a program that can read and write files while it is loaded; say "
             "trusted=True if you know where it comes from"
         )
     manifest = _manifest("load_exported", file)
-    spec = next((spec for spec in manifest.files.values() if spec.name == file.name), None)
-    if spec is None or file.suffix not in _FORMATS:
-        raise IntegrityError(f"load_exported: the manifest does not describe {file.name}, but {list(manifest.files)}")
-    data = checked_bytes(file.parent, spec)
-    if _FORMATS[file.suffix] == "pt2":
-        return Exported(manifest, torch.export.load(io.BytesIO(data)).module())
-    module = _torchscript.from_bytes(data)
-    if module.signature() != manifest.signature():
+    data = checked_bytes(file.parent, manifest.files[_FORMATS[file.suffix]])
+    try:
+        if _FORMATS[file.suffix] == "pt2":
+            return Exported(manifest, torch.export.load(io.BytesIO(data)).module())
+        module = _torchscript.from_bytes(data)
+        signature = module.signature()
+    except (RuntimeError, AttributeError, ValueError) as error:  # of the right hash: never a file of ours
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise IntegrityError(
+            f"load_exported: {file} is no exported file, or not one for torch {torch.__version__}: "
+            f"{type(error).__name__}: {first:.200}; export the function again"
+        ) from error
+    if signature != manifest.signature():
         raise IntegrityError(
             f"load_exported: {file.name} takes and returns something else than its manifest says; export it again"
         )
@@ -142,9 +148,12 @@ def verify_all(paths: Sequence[str | PathLike[str]]) -> list[ExportReport]:
     """Several files, verified in one process."""
     started = time.perf_counter()
     where = "verify_exported"
-    files = [Path(path) for path in paths]
+    files = [path_of(where, path) for path in paths]
     manifests = [_manifest(where, file) for file in files]
     for file, manifest in zip(files, manifests, strict=True):
+        device = manifest.self_check["device"]
+        if device != "cpu" and not getattr(torch, device).is_available():
+            raise VersionError(f"{where}: {file} was made for {device}, which this machine does not have")
         for spec in manifest.files.values():
             checked_bytes(file.parent, spec)
     results = _check.run(where, [_manifest_path(file) for file in files])
@@ -156,9 +165,9 @@ def verify_all(paths: Sequence[str | PathLike[str]]) -> list[ExportReport]:
         if wrong:
             allowed = "nothing" if here == there else f"{_check.TOLERANCE} eps of the largest number"
             raise SelfCheckError(
-                f"{where}: {file} does not return what was recorded, in {wrong} of {result['compared']} outputs; first "
-                f"{result['first']}. Recorded with {' '.join(map(str, there))}, run with {' '.join(here)}, between "
-                f"which {allowed} may differ"
+                f"{where}: {file} does not return what was recorded, in {wrong} of {max(wrong, result['compared'])} "
+                f"outputs; first {result['first']}. Recorded with {' '.join(map(str, there))}, run with "
+                f"{' '.join(here)}, between which {allowed} may differ"
             )
         reports.append(report(file, manifest, result, started))
     return reports
@@ -176,6 +185,16 @@ def _manifest(where: str, file: Path) -> Manifest:
     manifest = read(file, beside)
     if manifest.framework != "torch":
         raise VersionError(f"{where}: {file} was made by {manifest.framework}; load it there")
+    threads, device = manifest.self_check.get("threads"), manifest.self_check.get("device")
+    if type(threads) is not int or not 1 <= threads <= 4096 or device not in _DEVICES:
+        raise IntegrityError(
+            f"{beside} is damaged: self_check with threads {threads!r} and device {device!r:.60}; export the "
+            "function again"
+        )
+    kind = _FORMATS.get(file.suffix)
+    if kind not in manifest.files or manifest.files[kind].name != file.name:
+        names = ", ".join(spec.name for spec in manifest.files.values())
+        raise IntegrityError(f"{where}: the manifest does not describe {file.name}, but {names}; copy both again")
     major = int(torch.__version__.split(".")[0])
     if int(manifest.framework_version.split(".")[0]) > major:
         raise VersionError(

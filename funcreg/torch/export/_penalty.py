@@ -31,7 +31,9 @@ def export_penalty(
     Every strength is an input of the file, a float64 scalar called by the name of its penalty: `l1.lam`,
     `group_lasso.lam`; of a second l1 in a sum `l1_2.lam`; the factor of `2 * penalty` is `l1.weight`; an anchor
     `l2.anchor.NAME`. Parameters are `params.NAME`, the prox takes `step_size`, a float64 scalar. Results are called
-    `value`, or `params.NAME` like what they belong to. Strengths and steps below 0 are not refused by the file.
+    `value`, or `params.NAME` like what they belong to. Strengths and steps below 0 are not refused by the file. Its
+    bits are those of the penalty with such tensors as strengths; Python's numbers are multiplied with each other before
+    they become float32, which may change the last one.
 
     Args:
         penalty: a penalty of this wing; selectors and options are constants of the file.

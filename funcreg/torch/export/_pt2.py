@@ -1,6 +1,6 @@
 """The same graph as an ExportedProgram, the format that torch.onnx and AOTInductor read."""
 
-from pathlib import Path
+import io
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ class _Program(torch.nn.Module):
         return {name: x.clone() for name, x in zip(self.outputs, results, strict=True)}
 
 
-def save_pt2(where: str, trace: Trace, known: Known, inputs: Inputs, path: Path) -> None:
-    """Write an ExportedProgram whose `module()(inputs)` takes and returns dicts of tensors by name.
+def pt2_bytes(where: str, trace: Trace, known: Known, inputs: Inputs) -> bytes:
+    """An ExportedProgram whose `module()(inputs)` takes and returns dicts of tensors by name.
 
     Raises:
         UnsupportedOpError: torch.export, which looks at the sizes once more, does not take the graph; or a file would
@@ -43,10 +43,12 @@ def save_pt2(where: str, trace: Trace, known: Known, inputs: Inputs, path: Path)
     }
     try:
         program = torch.export.export(_Program(trace, list(inputs.tensors)), (example,), dynamic_shapes=(shapes,))
-        torch.export.save(program, path)
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
     except Exception as error:
         first = next(iter(str(error).strip().splitlines()), "")
         raise UnsupportedOpError(
             f"{where}: torch.export refuses the graph of the function, {type(error).__name__}: {first}; leave 'pt2' "
             "out of formats"
         ) from error
+    return buffer.getvalue()

@@ -65,26 +65,37 @@ def _check_file(kind, data, manifest, arrays, found):
     import torch
 
     device = manifest["self_check"]["device"]
-    if kind == "torchscript":
-        loaded = torch.jit.load(io.BytesIO(data), map_location=device)
-    else:
-        loaded = torch.export.load(io.BytesIO(data)).module()
+    try:
+        if kind == "torchscript":
+            loaded = torch.jit.load(io.BytesIO(data), map_location=device)
+            said = json.loads(loaded.signature())
+        else:
+            loaded, said = torch.export.load(io.BytesIO(data)).module(), {}
+    except Exception as error:
+        found.differs(kind, f"cannot be loaded, {type(error).__name__}: {error}", outside=True)
+        return
+    if said != {key: manifest[key] for key in said}:
+        found.differs(kind, "takes and returns something else than the manifest says", outside=True)
+        return
     for _ in range(ROUNDS):
         for i, case in enumerate(manifest["cases"]):
-            method = case["method"]
-            run = getattr(loaded, method)
-            names = manifest["methods"][method]["inputs"]
-            given = {name: _input(arrays, manifest["cases"], i, name) for name in names}
-            inputs = {name: x.to(device, copy=True) for name, x in given.items()}
+            method, spec = case["method"], manifest["methods"][case["method"]]
             where = " ".join([kind, method, f"case {i}", *(f"{dim}={size}" for dim, size in case["sizes"].items())])
             try:
-                outputs = run(inputs)
+                given = {name: _input(arrays, manifest["cases"], i, name) for name in spec["inputs"]}
+                expected = {name: arrays[f"{i}.out.{name}"] for name in spec["outputs"]}
+            except KeyError as missing:
+                found.differs(where, f"the array {missing} is not in the file of cases", outside=True)
+                continue
+            inputs = {name: x.to(device, copy=True) for name, x in given.items()}
+            try:
+                outputs = getattr(loaded, method)(inputs)
             except Exception as error:
                 found.differs(where, f"{type(error).__name__}: {error}", outside=True)
                 continue
-            for name in manifest["methods"][method]["outputs"]:
+            for name, x in expected.items():
                 found.compared.add(f"{where}, {name}")
-                _compare(f"{where}, {name}", outputs[name], arrays[f"{i}.out.{name}"], found)
+                _compare(f"{where}, {name}", outputs[name], x, found)
             for name, x in inputs.items():
                 _compare(f"{where}, the input {name} afterwards", x, given[name], found)
 

@@ -59,6 +59,7 @@ _INFIX = {
     operator.truediv: "/",
 }
 _UNKNOWN = "for which this file is not known to be right; export the function with these sizes as its check_sizes"
+_OF_BOOLS = ("add", "mul", "bitwise_and", "bitwise_or", "bitwise_xor", "where")
 _ASSERTIONS = (torch.ops.aten._assert_async.msg, torch.ops.aten._assert_async.default)
 _CALLS = {torch.sym_float: "float", torch.sym_max: "max", torch.sym_min: "min"}
 
@@ -205,6 +206,10 @@ class _Writer:
         if target is torch.ops.aten._to_copy.default and not isinstance(node.args[0], Node):
             return f"torch.tensor({given[0]}, dtype={node.kwargs['dtype']}, device=device)"
         packet = target._schema.name.split("::")[1]
+        if packet in _OF_BOOLS:  # to TorchScript a bool is the integer 1, and the result then has integers
+            for i, x in enumerate(node.args):
+                if isinstance(x, bool) and types[positional[i]] in ("number", "Tensor"):
+                    given[i] = f"torch.tensor({x}, dtype=torch.bool, device=device)"
         # TorchScript adds mm(a, b) up in another order, and makes two operations of addmm; these call the same kernels
         if packet == "mm":
             packet = "matmul"

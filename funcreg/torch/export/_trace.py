@@ -174,7 +174,7 @@ def _fix_dtypes(module: GraphModule) -> None:
                 node.kwargs = {**node.kwargs, "dtype": result.dtype}
         elif torch.Tag.pointwise in node.target.tags and isinstance(result, Tensor) and result.is_floating_point():
             tensors = [x for x in node.all_input_nodes if isinstance(x.meta.get("val"), Tensor)]
-            if "dtype" in node.kwargs or any(x.meta["val"].is_floating_point() for x in tensors):
+            if "dtype" in node.kwargs or any(_holds_fractions(x.meta["val"]) for x in tensors):
                 continue
             for x in tensors:
                 with module.graph.inserting_before(node):
@@ -200,9 +200,10 @@ def specialized(
     place = f", at {broken.place}" if broken and broken.place else ""
     return SpecializationError(
         f"{where}: {what}{operation}{place}. Remedy: {also}no int(), float(), math function, Python branch or loop "
-        f"on x.shape[{axis}]; if this is inside vmap, some operations need a number there: index with a one-hot mask "
-        "instead of labels (cross_entropy, gather), run the members of an ensemble in a loop and torch.stack the "
-        "results; or leave the dimension out of `dynamic`, and export a file for each size"
+        f"on x.shape[{axis}] (x.new_full((), x.shape[{axis}]) is a size as a tensor); if this is inside vmap (or "
+        "jacfwd and hessian, which use it: jacrev(jacrev(f)) mostly works), some operations need a number there: "
+        "index with a one-hot mask instead of labels (cross_entropy, gather), run the members of an ensemble in a loop "
+        "and torch.stack the results; or leave the dimension out of `dynamic`, and export a file for each size"
     )
 
 
@@ -243,6 +244,10 @@ def _explained(where: str, error: Exception, sizes: Mapping[str, int]) -> Export
         f"{type(error).__name__}: {_brief(error)}. It must be made of PyTorch operations, and work at every size of "
         "the dimensions in `dynamic`, each of which must be named in all inputs that have it"
     )
+
+
+def _holds_fractions(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
 
 
 def _brief(error: Exception) -> str:

@@ -56,10 +56,11 @@ def write(
         if "torchscript" in names:
             (folder / names["torchscript"]).write_bytes(_torchscript_bytes(where, manifest, traces, known))
         if "pt2" in names:
-            from ._pt2 import save_pt2
+            from ._pt2 import pt2_bytes
 
             with _TRACING:
-                save_pt2(where, traces["forward"], known["forward"], methods["forward"].inputs, folder / names["pt2"])
+                data = pt2_bytes(where, traces["forward"], known["forward"], methods["forward"].inputs)
+            (folder / names["pt2"]).write_bytes(data)
         (folder / names["cases"]).write_bytes(_cases.to_bytes(cases))
         manifest = replace(manifest, files={key: FileSpec.of(folder / name) for key, name in names.items()})
         beside = manifest_path(folder / file.name)
