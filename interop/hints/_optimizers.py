@@ -158,10 +158,12 @@ def knobs(optimizers: Optimizers) -> Iterator[Knob]:
     for name, group in optimizers.seen:
         for key, value in _numbers(group):
             if is_one(key, value):
-                yield Knob(f"PyTorch's {name}", key, value, lambda new, key=key, old=value: _given({key: (old, new)}))
+                yield Knob(
+                    f"PyTorch's {name} has", key, value, lambda new, key=key, old=value: _given({key: (old, new)})
+                )
         if group.get("weight_decay") == 0 and not _is_decoupled(name, group):
             yield Knob(
-                f"PyTorch's {name}",
+                f"PyTorch's {name} has",
                 "decoupled weight_decay",
                 0.0,
                 lambda new: {"called": _hooked(_decay("decoupled", new))},
