@@ -274,6 +274,8 @@ def by_closure(transformation: Any) -> Any:
 defaults("AdamW of torch.optim and of optax", torch.optim.AdamW, optax.adamw)
 defaults("RMSprop of torch.optim and of optax", torch.optim.RMSprop, optax.rmsprop)
 defaults("Adagrad of torch.optim and of optax", torch.optim.Adagrad, optax.adagrad)
+defaults("learning rate of Adam", torch.optim.Adam, lambda lr: optax.adam(0.3 * lr))
+train("hyper_parameter", "learning rate", lambda h: OPTAX.adam(0.05), lambda h: optax.adam(0.02))
 defaults("no decay, and optax's", torch.optim.Adam, optax.adamw)
 defaults("no momentum", torch.optim.SGD, lambda lr: optax.sgd(lr, 0.9))
 defaults("b2", torch.optim.Adam, lambda lr: optax.adam(lr, b2=0.98))
@@ -349,7 +351,8 @@ train(
 defaults("NAdam, another algorithm", torch.optim.NAdam, optax.nadam, kind="")
 defaults("AMSGrad, of other moments", lambda p, lr: torch.optim.Adam(p, lr, amsgrad=True), optax.amsgrad, kind="")
 defaults("Adam and SGD", torch.optim.Adam, optax.sgd, kind="")
-defaults("another learning rate", torch.optim.SGD, lambda lr: optax.sgd(1.4 * lr), kind="")
+defaults("another learning rate, or gradients of another size", torch.optim.SGD, lambda lr: optax.sgd(1.4 * lr), "")
+train("", "the same", lambda h: OPTAX.sgd(0.05, 0.9), lambda h: optax.sgd(0.07, 0.9))
 defaults("two: b1 and b2", torch.optim.Adam, lambda lr: optax.adam(lr, 0.8, 0.99), kind="")
 train(
     "",

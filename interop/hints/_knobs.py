@@ -27,6 +27,7 @@ USUAL: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("weight_decay", "lam", "lam1", "lam2"), _DECAYS),
     **dict.fromkeys(("momentum", "decay", "alpha", "rho", "b1", "b2", "betas[0]", "betas[1]"), _MEMORIES),
     **dict.fromkeys(("initial_accumulator_value", "initial_scale"), (0.0, 0.1, 1.0)),
+    **dict.fromkeys(("lr", "learning_rate"), (1e-3, 1e-2, 0.1)),
     "eps_root": (1e-8, 1e-7, 1e-6, 1e-4),
     "max_norm": (0.1, 1.0, 10.0),
 }

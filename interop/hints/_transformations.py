@@ -84,6 +84,9 @@ def changes(steps: Steps, state: Any, hyper: Tree) -> Iterator[Change]:
     yield from _dampenings(transformation, state)
 
 
+_BY_SIZE = ("scale_by_adam", "scale_by_rms", "scale_by_stddev", "prox_adam")  # what divides gradients by their size
+
+
 def knobs(steps: Steps, hyper: Tree) -> Iterator[Knob]:
     """The numbers and flags of the loss and of the transformation, which `train_step` knows; else of the closures."""
     made_by = getattr(steps[1], "made_by", None)
@@ -96,7 +99,10 @@ def knobs(steps: Steps, hyper: Tree) -> Iterator[Knob]:
         return x
 
     with_numbers((made_by[0], transformation) if made_by else steps, note)
+    by_size = any(owner in _BY_SIZE for several in owners.values() for owner in several)
     for (name, old), several in owners.items():
+        if name == "learning_rate" and not by_size:  # it could as well be the size of the gradients
+            continue
         # one strength for two penalties, say, is one number that somebody wrote down
         for chosen in [several] * (len(several) > 1) + [[owner] for owner in several]:
             make = functools.partial(_given, bool(made_by), chosen, name, old)
