@@ -48,8 +48,8 @@ KINDS = {
     "decoupled_decay": "weight decay added to the gradient, or taken from the parameters themselves",
     "decay_not_scaled": "decay of the parameters that is multiplied by the learning rate on one side only",
     "dampening": "gradients multiplied by 1 - dampening before they are added to the momentum; all, none, all but one",
-    "hyper_parameter": "another decay, momentum, b1, rate, strength of a penalty ..., or the defaults of the other library",
     "off_by_one": "a count of steps, and with it a schedule or a bias correction, that is one ahead",
+    "hyper_parameter": "another decay, momentum, rate, strength of a penalty ..., or the other library's defaults",
 }
 RULES = (*_layouts.RULES, *_norms.RULES, *_activations.RULES, *_losses.RULES)
 
