@@ -1,5 +1,6 @@
 """Training steps with a fault that ports have, by the kind of hint that is right; and with faults of no such kind."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,18 @@ OPTAX = frt.optax
 
 
 def train(
-    kind: str, name: str, ours: Any, theirs: Any, ours_loss: Any = None, theirs_loss: Any = None, params: Any = PARAMS
+    kind: str,
+    name: str,
+    ours: Any,
+    theirs: Any,
+    ours_loss: Any = None,
+    theirs_loss: Any = None,
+    params: Any = PARAMS,
+    batches: Any = None,
 ) -> None:
     """`ours`: hyper -> transformation, or (init, step); `theirs`: hyper -> transformation."""
     steps = ours if isinstance(ours, tuple) else frt.train_step(ours_loss or loss(torch), ours)
-    inputs = (params, HYPER, BATCHES)
+    inputs = (params, HYPER, batches or BATCHES)
     CASES.append(Case(kind, name, steps, frj.train_step(theirs_loss or loss(jnp), theirs), inputs, training=True))
 
 
@@ -47,7 +55,9 @@ def by_torch_optim(make: Callable[..., torch.optim.Optimizer], schedule: Any = N
         state["optimizer"].zero_grad()
         value.backward()
         if early:
-            state["schedule"].step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # by which PyTorch says that this is a fault
+                state["schedule"].step()
         state["optimizer"].step()
         if state["schedule"] and not early:
             state["schedule"].step()
@@ -216,6 +226,7 @@ train(
         early=True,
     ),
     lambda h: optax.sgd(lambda count: 0.05 * 0.3 ** (count // 2)),
+    batches=[*BATCHES, *BATCHES[:2]],
 )
 train(
     "factor",
@@ -263,6 +274,8 @@ def by_closure(transformation: Any) -> Any:
 defaults("AdamW of torch.optim and of optax", torch.optim.AdamW, optax.adamw)
 defaults("RMSprop of torch.optim and of optax", torch.optim.RMSprop, optax.rmsprop)
 defaults("Adagrad of torch.optim and of optax", torch.optim.Adagrad, optax.adagrad)
+defaults("learning rate of Adam", torch.optim.Adam, lambda lr: optax.adam(0.3 * lr))
+train("hyper_parameter", "learning rate", lambda h: OPTAX.adam(0.05), lambda h: optax.adam(0.02))
 defaults("no decay, and optax's", torch.optim.Adam, optax.adamw)
 defaults("no momentum", torch.optim.SGD, lambda lr: optax.sgd(lr, 0.9))
 defaults("b2", torch.optim.Adam, lambda lr: optax.adam(lr, b2=0.98))
@@ -329,10 +342,17 @@ train(
 
 # --- differences of no such kind, and mixtures of two ---
 
+train(
+    "",
+    "a scheduler that goes down half as often",
+    by_torch_optim(lambda p, h: torch.optim.SGD(p, 0.05), lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.9)),
+    lambda h: optax.sgd(lambda count: 0.05 * 0.9 ** (count // 2)),
+)
 defaults("NAdam, another algorithm", torch.optim.NAdam, optax.nadam, kind="")
 defaults("AMSGrad, of other moments", lambda p, lr: torch.optim.Adam(p, lr, amsgrad=True), optax.amsgrad, kind="")
 defaults("Adam and SGD", torch.optim.Adam, optax.sgd, kind="")
-defaults("another learning rate", torch.optim.SGD, lambda lr: optax.sgd(1.4 * lr), kind="")
+defaults("another learning rate, or gradients of another size", torch.optim.SGD, lambda lr: optax.sgd(1.4 * lr), "")
+train("", "the same", lambda h: OPTAX.sgd(0.05, 0.9), lambda h: optax.sgd(0.07, 0.9))
 defaults("two: b1 and b2", torch.optim.Adam, lambda lr: optax.adam(lr, 0.8, 0.99), kind="")
 train(
     "",

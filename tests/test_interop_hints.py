@@ -199,10 +199,22 @@ def test_the_other_value_is_found_wherever_it_is(start, right):
         value = change.results
         return np.array([value**k - right**k for k in range(1, 4)])
 
-    knob = Knob("PyTorch's SGD", "momentum", start, lambda value: {"results": value})
+    knob = Knob("PyTorch's SGD has", "momentum", start, lambda value: {"results": value})
     (change,) = _knobs.changes([knob], residual)
     assert change.results == right
     assert change.change == f"PyTorch's SGD has momentum={start:g}; with momentum={right:g} both sides agree"
+
+
+def test_entries_that_jump_do_not_move_the_value():
+    """As those that a proximal step sets to zero with one strength, and not with the other."""
+
+    def residual(change):
+        jumps = np.where(change.results < 0.0042, [0.4, -0.7, 0.3], 0.0)
+        return np.concatenate([np.linspace(1, 3, 9) * (change.results - 0.0042), jumps])
+
+    knob = Knob("PyTorch's l1 has", "lam", 0.003, lambda value: {"results": value})
+    found = [change.results for change in _knobs.changes([knob, knob], residual)]
+    assert found == [0.0042], "and none is looked for after one that leaves nothing"
 
 
 def test_a_number_that_explains_nothing_is_not_turned():

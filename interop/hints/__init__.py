@@ -6,7 +6,8 @@ to the PyTorch side, that side was run again in float64, and what had differed f
 well be undone on the other one.
 
 Two faults at once, and one that is in no row of `KINDS`, get no hint. The files are by what the rows are about:
-layouts, norms, activations, losses, optimizers. To add one is to write a `Rule`: of a call, how it could be made.
+layouts, norms, activations, losses, optimizers. To add one is to write a `Rule`: of a call, how it could be made. The
+values of hyper-parameters are looked for (`_knobs`), last of all and only where nothing else explains the difference.
 
 Example:
     >>> import jax.numpy as jnp, numpy as np, torch
@@ -47,8 +48,8 @@ KINDS = {
     "decoupled_decay": "weight decay added to the gradient, or taken from the parameters themselves",
     "decay_not_scaled": "decay of the parameters that is multiplied by the learning rate on one side only",
     "dampening": "gradients multiplied by 1 - dampening before they are added to the momentum; all, none, all but one",
-    "hyper_parameter": "another decay, momentum, b1, strength of a penalty ..., or the defaults of the other library",
     "off_by_one": "a count of steps, and with it a schedule or a bias correction, that is one ahead",
+    "hyper_parameter": "another decay, momentum, rate, strength of a penalty ..., or the other library's defaults",
 }
 RULES = (*_layouts.RULES, *_norms.RULES, *_activations.RULES, *_losses.RULES)
 

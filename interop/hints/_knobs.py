@@ -1,8 +1,10 @@
 """Hyper-parameters of optimizers that have another value on the other side: a decay, a momentum, a first accumulator.
 
 What the other value is cannot be read off JAX's side. Where one number is all that differs, the difference of the sides
-tells it: from the best of a few usual values it is found by Gauss and Newton's method on the first steps, and rounded
-to `DIGITS`. It is then a change as any other, which must explain all steps and other draws.
+tells it: from the best of a few usual values it is found by Newton's method on the first steps, rounded to `DIGITS`. It
+is the sum of absolute differences that is made small, by a weighted median: entries that jump, such as those that one
+value sets to zero and the other does not, do not move it. The value is then a change as any other, which must explain
+all steps and other draws.
 """
 
 import math
@@ -16,7 +18,8 @@ from ._changes import Change
 DIGITS = 6  # a hyper-parameter is a number that somebody wrote down
 _ITERATIONS = 8
 _APART, _LEAST = 1e-5, 1e-4  # of a difference quotient: relative, and to this where the number is smaller
-_ALONG = 0.3  # the least cosine between what a knob does and the difference, of one that is turned further
+_ENOUGH = 0.9  # one that leaves more than this of a difference is not turned further
+_NOTHING = 1e-9  # one that leaves less than this is the last that is tried
 
 _DECAYS = (0.0, 1e-4, 1e-2)
 _MEMORIES = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999)  # of averages and sums of what was before
@@ -24,6 +27,7 @@ USUAL: dict[str, tuple[float, ...]] = {
     **dict.fromkeys(("weight_decay", "lam", "lam1", "lam2"), _DECAYS),
     **dict.fromkeys(("momentum", "decay", "alpha", "rho", "b1", "b2", "betas[0]", "betas[1]"), _MEMORIES),
     **dict.fromkeys(("initial_accumulator_value", "initial_scale"), (0.0, 0.1, 1.0)),
+    **dict.fromkeys(("lr", "learning_rate"), (1e-3, 1e-2, 0.1)),
     "eps_root": (1e-8, 1e-7, 1e-6, 1e-4),
     "max_norm": (0.1, 1.0, 10.0),
 }
@@ -34,7 +38,7 @@ class Knob(NamedTuple):
     """A number or a flag that an optimizer was made with.
 
     Attributes:
-        who: "PyTorch's AdamW".
+        who: the beginning of a sentence, "PyTorch's AdamW has".
         name: among `FLAGS`, or a number with the usual values of `USUAL`.
         value: of now.
         make: of a value, where and how it is given, as keywords of a `Change`.
@@ -50,7 +54,7 @@ class Knob(NamedTuple):
     stage: int = 1
 
     def change(self, new: float) -> Change:
-        now = f"{self.who} has {self.name}={_shown(self.value)}"
+        now = f"{self.who} {self.name}={_shown(self.value)}"
         sentence = f"{now}; with {self.name}={_shown(new)} both sides agree"
         return Change("hyper_parameter", sentence, self.stage, **self.make(new))
 
@@ -61,7 +65,7 @@ def is_one(name: str, value: Any) -> bool:
 
 
 def changes(knobs: Iterable[Knob], residual: Callable[[Change], np.ndarray | None]) -> Iterator[Change]:
-    """Of every knob the value, if there is one, with which less is left of the difference.
+    """Of every knob the value with which less is left of the difference; after one that leaves nothing, no other.
 
     Args:
         knobs: of the PyTorch side.
@@ -71,13 +75,15 @@ def changes(knobs: Iterable[Knob], residual: Callable[[Change], np.ndarray | Non
         if isinstance(knob.value, bool):
             yield knob.change(not knob.value)
             continue
-        new = _fitted(knob, residual)
+        new, left = _fitted(knob, residual)
         if new != knob.value:
             yield knob.change(new)
+        if left < _NOTHING:
+            return
 
 
-def _fitted(knob: Knob, residual: Callable[[Change], np.ndarray | None]) -> float:
-    """Where the residual is least."""
+def _fitted(knob: Knob, residual: Callable[[Change], np.ndarray | None]) -> tuple[float, float]:
+    """Where the residual is least, and how much of it is left."""
 
     def at(value: float) -> np.ndarray | None:
         left = residual(knob.change(value))
@@ -85,22 +91,29 @@ def _fitted(knob: Knob, residual: Callable[[Change], np.ndarray | None]) -> floa
 
     found = {float(x): at(x) for x in dict.fromkeys((knob.value, *knob.usual, *USUAL.get(knob.name, ())))}
     value = min(found, key=lambda x: _size(found[x]))
-    left = found[value]
+    left, start = found[value], _size(found[float(knob.value)])
     for _ in range(_ITERATIONS):
         apart = _APART * max(value, _LEAST)
         beside = at(value + apart)
         if left is None or beside is None:
             break
-        slope = (beside - left) / apart
-        square, product = float(slope @ slope), float(slope @ left)
-        if not abs(product) > _ALONG * math.sqrt(square) * _size(left):
-            break  # it moves the sides in another direction than they differ in, or there is nothing left
-        new = float(f"{max(value - product / square, 0.0):.{DIGITS}g}")
+        new = float(f"{max(value - _median_ratio(left, (beside - left) / apart), 0.0):.{DIGITS}g}")
+        if new == value:
+            break
         there = at(new)
-        if not _size(there) < _size(left):
+        if not _size(there) < _ENOUGH * _size(left):
             break
         value, left = new, there
-    return value
+    return value, _size(left) / start if left is not None and start else 1.0
+
+
+def _median_ratio(a: np.ndarray, b: np.ndarray) -> float:
+    """The `x` of which `sum(abs(a - x * b))` is least; 0 where all `b` are."""
+    where = b != 0
+    ratios, weights = a[where] / b[where], np.abs(b[where])
+    order = np.argsort(ratios)
+    below = np.cumsum(weights[order])
+    return float(ratios[order][np.searchsorted(below, below[-1] / 2)]) if where.any() else 0.0
 
 
 def _shown(x: float) -> str:
@@ -108,4 +121,4 @@ def _shown(x: float) -> str:
 
 
 def _size(x: np.ndarray | None) -> float:
-    return math.inf if x is None else float(np.linalg.norm(x))
+    return math.inf if x is None else float(np.abs(x).sum())

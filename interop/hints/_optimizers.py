@@ -23,6 +23,7 @@ class Optimizers:
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, Group]] = []
+        self.rates: dict[str, float] = {}  # the first learning rate of each, which schedulers change
 
     def watching(self, function: Function) -> Function:
         def watched(*args: Any) -> Any:
@@ -37,6 +38,7 @@ class Optimizers:
     def _note(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         for group in optimizer.param_groups:
+            self.rates.setdefault(type(optimizer).__name__, group["lr"])
             options = {key: x for key, x in group.items() if key not in ("params", "lr", "initial_lr")}
             if (type(optimizer).__name__, options) not in self.seen:
                 self.seen.append((type(optimizer).__name__, options))
@@ -156,12 +158,16 @@ _OF_OPTAX: dict[str, tuple[str, Group]] = {
 def knobs(optimizers: Optimizers) -> Iterator[Knob]:
     """The numbers and flags of the optimizers that were seen."""
     for name, group in optimizers.seen:
-        for key, value in _numbers(group):
+        # a learning rate of SGD could as well be the size of the gradients
+        rate = {} if name == "SGD" else {"lr": optimizers.rates[name]}
+        for key, value in (*_numbers(group), *rate.items()):
             if is_one(key, value):
-                yield Knob(f"PyTorch's {name}", key, value, lambda new, key=key, old=value: _given({key: (old, new)}))
+                yield Knob(
+                    f"PyTorch's {name} has", key, value, lambda new, key=key, old=value: _given({key: (old, new)})
+                )
         if group.get("weight_decay") == 0 and not _is_decoupled(name, group):
             yield Knob(
-                f"PyTorch's {name}",
+                f"PyTorch's {name} has",
                 "decoupled weight_decay",
                 0.0,
                 lambda new: {"called": _hooked(_decay("decoupled", new))},

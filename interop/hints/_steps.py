@@ -44,10 +44,11 @@ def counts(state: Any, steps: int) -> Iterator[Change]:
             yield Change("off_by_one", change, 1 if len(group) == 1 else 2, steps=around)
     schedulers = [x for _, x in _leaves(state) if isinstance(x, LRScheduler)]
     begins, steps_on = "begins with its first learning rate", "takes a step with every one of the optimizer"
-    ways = [
-        (f"{begins}; with its second one, a step ahead,", LRScheduler.step),
-        (f"{steps_on}; with its first one left out, a step behind,", _hold),
+    ways: list[tuple[str, Callable[[LRScheduler], None]]] = [
+        (f"{begins}; with its second one, a step ahead,", lambda scheduler: scheduler.step())
     ]
+    if steps > ENOUGH_STEPS:  # with a first learning rate twice, one step more is to tell it from half the slope
+        ways.append((f"{steps_on}; with its first one left out, a step behind,", _hold))
     if any(isinstance(x, LambdaLR) for x in schedulers):
         ways.append((f"{begins}; with the one before it, a step behind,", _go_back))
     for words, move in ways if schedulers else ():
@@ -123,7 +124,7 @@ def knobs(hyper: Tree) -> Iterator[Knob]:
     for key in _numbers(hyper):
         if key not in _RATES:
             make = functools.partial(_with_value, key)
-            yield Knob("PyTorch", f"hyper[{key!r}]", hyper[key], make, (0.0, *USUAL.get(key, ())), stage=2)
+            yield Knob("PyTorch has", f"hyper[{key!r}]", hyper[key], make, (0.0, *USUAL.get(key, ())), stage=2)
 
 
 _RATES = ("lr", "learning_rate", "rate", "step_size", "eta")

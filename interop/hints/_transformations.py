@@ -84,6 +84,9 @@ def changes(steps: Steps, state: Any, hyper: Tree) -> Iterator[Change]:
     yield from _dampenings(transformation, state)
 
 
+_BY_SIZE = ("scale_by_adam", "scale_by_rms", "scale_by_stddev", "prox_adam")  # what divides gradients by their size
+
+
 def knobs(steps: Steps, hyper: Tree) -> Iterator[Knob]:
     """The numbers and flags of the loss and of the transformation, which `train_step` knows; else of the closures."""
     made_by = getattr(steps[1], "made_by", None)
@@ -96,15 +99,19 @@ def knobs(steps: Steps, hyper: Tree) -> Iterator[Knob]:
         return x
 
     with_numbers((made_by[0], transformation) if made_by else steps, note)
+    by_size = any(owner in _BY_SIZE for several in owners.values() for owner in several)
     for (name, old), several in owners.items():
+        if name == "learning_rate" and not by_size:  # it could as well be the size of the gradients
+            continue
         # one strength for two penalties, say, is one number that somebody wrote down
-        for chosen in [[owner] for owner in several] + [several] * (len(several) > 1):
+        for chosen in [several] * (len(several) > 1) + [[owner] for owner in several]:
             make = functools.partial(_given, bool(made_by), chosen, name, old)
-            yield Knob(f"PyTorch's {' and '.join(chosen)}", name, old, make)
+            who = f"PyTorch's {' and '.join(chosen)} {'has' if len(chosen) == 1 else 'have'}"
+            yield Knob(who, name, old, make)
     by_prox = transformation is None or getattr(transformation.update, "penalty", None) is not None
     if not by_prox and not any(name == "weight_decay" for name, _ in owners):
         for coupled, name in ((True, "coupled weight_decay"), (False, "decoupled weight_decay")):
-            yield Knob("PyTorch's transformation", name, 0.0, functools.partial(_decayed, coupled), (1e-4, 1e-2))
+            yield Knob("PyTorch's transformation has", name, 0.0, functools.partial(_decayed, coupled), (1e-4, 1e-2))
 
 
 def _given(made: bool, owners: list[str], name: str, old: float, new: float) -> dict[str, Any]:
