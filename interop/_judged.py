@@ -87,8 +87,8 @@ def judged(
         verdict = Verdict.INCONCLUSIVE
         reasons = [
             f"in the float64 run the result of {' and of '.join(narrowed)} is of a lower precision: a dtype is "
-            "hard-coded there; without it the sides can be compared"
-            + (f" (they differ by {in64.errors.relative:.1e} of the leaf)" if in64 else "")
+            "hard-coded there (nnx.Embed keeps the one it was made with; set its `dtype` to None); without it the "
+            "sides can be compared" + (f" (they differ by {in64.errors.relative:.1e} of the leaf)" if in64 else "")
         ]
     if in64 is not None and len({_kind(dtype) for dtype in have.dtypes}) == 2:
         reasons.append(
@@ -116,13 +116,24 @@ def is_doubtful(leaf: Leaf, in64: Found | None, in32: Found | None) -> bool:
     return judged.part is not None or (leaf.verdict is not Verdict.SEMANTIC and in64.errors.relative > FLOOR)
 
 
+def in_place_of(leaf: Leaf, lifted: Leaf | None) -> Leaf:
+    """What is known of a leaf with casts to float32 left out, where nothing could be said with them.
+
+    Unless a side returns a lower precision.
+    """
+    if lifted is None or leaf.verdict is not Verdict.INCONCLUSIVE or lifted.verdict is Verdict.INCONCLUSIVE:
+        return leaf
+    if any(is_coarse(np.dtype(x)) for x in leaf.dtypes):
+        return leaf
+    reason = f"{leaf.reason}; with these casts left out the sides were compared in float64"
+    return replace(lifted, reason="; ".join(filter(None, (reason, lifted.reason))))
+
+
 def _explained(sides: Sequence[Results]) -> str:
     found = [f"{side.side} computes in {dtype} ({by})" for side in sides for dtype, by in side.coarse.items()]
     return (
         f"{' and '.join(found)} also in the float64 run, which accounts for a difference of this size: a hard-coded "
         "dtype, or arrays that the function closes over (pass parameters as inputs)"
-        + "; of flax, nnx.Embed and nnx.MultiHeadAttention do so by themselves, interop.locate runs them in float64"
-        * any(side.side == "JAX" for side in sides)
     )
 
 
@@ -176,7 +187,7 @@ def _errors_of_part(errors: Errors, absolute: float, part: Evidence) -> Errors:
 def _standing(in64: Found, part: Evidence) -> str:
     at = ", ".join(str(int(i)) for i in np.unravel_index(part.at or 0, in64.shape))
     return (
-        f"small beside the largest entry ({in64.size:.1e}), but not beside the entry where it is: at [{at}], of "
-        f"{part.size:.1e}, the sides differ by {part.difference64:.1e}, and neither shows an error of this size by "
-        "itself; the errors of this leaf are those of its entries of this order"
+        f"the entry [{at}], of {part.size:.1e}, differs by {part.difference64:.1e}, and neither side moves it by "
+        f"as much by itself; measures of the whole leaf, whose largest entry is {in64.size:.1e}, do not show that; "
+        "its errors here are those of this entry"
     )

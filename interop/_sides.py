@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import _leaves, arrays
+from . import _leaves, _lifted, arrays
 from ._carry import Carrier
 from ._coarse import Seen, Watch, of_jax
 from ._leaves import Leaves
@@ -36,13 +36,14 @@ class Side(ABC):
         name: "PyTorch" or "JAX".
         called_by: the public function, for errors.
         where: that and the side.
+        lifted: whether casts from float64 to float32 are left out.
     """
 
     name: str
 
-    def __init__(self, where: str, carrier: Carrier | None) -> None:
+    def __init__(self, where: str, carrier: Carrier | None, lifted: bool = False) -> None:
         self.called_by, self.where = where, f"{where}, {self.name} side"
-        self.carrier = carrier
+        self.carrier, self.lifted = carrier, lifted
 
     @abstractmethod
     def precision(self, bits: int) -> Any:
@@ -56,10 +57,9 @@ class Side(ABC):
         to be held a second time.
         """
 
+    @abstractmethod
     def function(self, function: Function, bits: int) -> Function:
         """The function to be called in this precision."""
-        del bits
-        return function
 
     @abstractmethod
     def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
@@ -129,8 +129,8 @@ class TorchSide(Side):
     def function(self, function: Function, bits: int) -> Function:
         """A module is called as a copy of this precision, so that statistics it writes do not reach the next call."""
         if isinstance(function, nn.Module):
-            return copy.deepcopy(function).to(torch.float64 if bits == 64 else torch.float32)
-        return function
+            function = copy.deepcopy(function).to(torch.float64 if bits == 64 else torch.float32)
+        return _lifted.of_torch(function) if self.lifted and bits == 64 else function
 
 
 class JaxSide(Side):
@@ -138,6 +138,9 @@ class JaxSide(Side):
 
     def precision(self, bits: int) -> Any:
         return jax.enable_x64(bits == 64)
+
+    def function(self, function: Function, bits: int) -> Function:
+        return _lifted.of_jax(function) if self.lifted and bits == 64 else function
 
     def watched(self, function: Function, given: tuple[Any, ...]) -> tuple[Any, Seen]:
         seen = of_jax(function, given)  # first: a function may donate what it is given

@@ -7,7 +7,7 @@ from typing import Any
 from ._carry import Carrier
 from ._closer import closer
 from ._compare import Results, found_in
-from ._judged import is_doubtful, judged
+from ._judged import in_place_of, is_doubtful, judged
 from ._nudge import DRAWS
 from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
@@ -37,7 +37,8 @@ def check(
     Both are called with the same NumPy inputs, as tensors and as JAX arrays: in float64 (JAX with x64, PyTorch with
     that default dtype), and in float32 (x64 off). Each side is called in float64 once more, which shows randomness, and
     with inputs that are moved by an ulp, which shows its own rounding errors. Results are compared leaf by leaf, by
-    dotted names; `interop.verdict` has the rules.
+    dotted names; `interop.verdict` has the rules. Where they leave the matter open, both sides are called some more
+    times, for a look at single entries.
 
     Gradients are functions too: `check(torch.func.grad(loss), jax.grad(loss_jax), params, x)`, and so are per-example
     gradients: `check(fr.per_example(loss), frj.per_example(loss_jax), params, x, y)`.
@@ -61,8 +62,9 @@ def check(
 
     Returns:
         The report; `print` shows it. A function that fails in float64 but not in float32 (a bfloat16 kernel), results
-        of a hard-coded lower precision, and randomness make it inconclusive and are named, with the errors that can be
-        measured.
+        of a hard-coded lower precision, and randomness make it inconclusive and are named, with the errors
+        that can be measured. Casts to float32 inside, as attention and norms have them, are named, and left out of the
+        float64 runs where they would hide whether the sides agree; its constants cannot be.
 
     Raises:
         ValueError: results of different trees or shapes, or without arrays; integers that JAX cannot hold without x64;
@@ -102,10 +104,31 @@ def compared(
     inputs: tuple[Tree, ...],
 ) -> tuple[list[Leaf], list[str]]:
     """The leaves of both sides, judged, and why the whole is inconclusive, if it is."""
-    where = torch_side.called_by
     for name, function in (("torch_fn", torch_fn), ("jax_fn", jax_fn)):
         if not callable(function):
-            raise TypeError(f"{where}: {name} must be a function, got {type(function).__name__}")
+            raise TypeError(f"{torch_side.called_by}: {name} must be a function, got {type(function).__name__}")
+    leaves, reasons, coarse = _compared(torch_side, jax_side, torch_fn, jax_fn, inputs)
+    if coarse and not reasons and any(leaf.verdict is Verdict.INCONCLUSIVE for leaf in leaves.values()):
+        ours = TorchSide(torch_side.called_by, torch_side.carrier, lifted=True)
+        theirs = JaxSide(jax_side.called_by, jax_side.carrier, lifted=True)
+        try:
+            again, failed, _ = _compared(ours, theirs, torch_fn, jax_fn, inputs)
+        except Exception:  # what cannot be run without its casts stays as it is
+            again, failed = {}, []
+        for name in leaves if not failed else ():
+            leaves[name] = in_place_of(leaves[name], again.get(name))
+    return list(leaves.values()), reasons
+
+
+def _compared(
+    torch_side: Side,
+    jax_side: Side,
+    torch_fn: Callable[..., Tree],
+    jax_fn: Callable[..., Tree],
+    inputs: tuple[Tree, ...],
+) -> tuple[dict[str, Leaf], list[str], bool]:
+    """The leaves by name, the reasons, and whether a side computes in a lower precision in its float64 run."""
+    where = torch_side.called_by
     reasons: list[str] = []
     torch_calls = _Calls(torch_side, torch_fn, inputs, reasons)
     jax_calls = _Calls(jax_side, jax_fn, inputs, reasons)
@@ -123,11 +146,12 @@ def compared(
     names = in64 or in32  # no names where one side has float64 only and the other float32 only
     leaves = {name: judged(name, ours, theirs, in64.get(name), in32.get(name)) for name in names}
     doubtful = [name for name, leaf in leaves.items() if is_doubtful(leaf, in64.get(name), in32.get(name))]
-    if doubtful and not (reasons or ours.coarse or theirs.coarse):
+    coarse = bool(ours.coarse or theirs.coarse)
+    if doubtful and not (reasons or coarse):
         whole = {name: in64[name].whole for name in doubtful}
         for name, found in closer((torch_side, jax_side), (torch_fn, jax_fn), inputs, whole).items():
             leaves[name] = judged(name, ours, theirs, in64[name], in32[name], closer=found)
-    return list(leaves.values()), reasons
+    return leaves, reasons, coarse
 
 
 class _Calls:

@@ -223,7 +223,9 @@ def _is_lost(evidence: Evidence, movement: float) -> bool:
 def _jumps(evidence: Evidence) -> bool:
     """Whether one side alone moves by the difference both with an ulp in its inputs and from float32 to float64."""
     drift = evidence.drift32 or 0.0
-    alone = drift if evidence.still else min(evidence.noise64, drift)
+    alone = min(evidence.noise64, drift)
+    if evidence.still and drift <= JUMP * evidence.difference64:  # where it is more, float32 has no digits
+        alone = drift
     return _floor(evidence) < evidence.difference64 <= JUMP * alone and _is_lost(evidence, alone)
 
 

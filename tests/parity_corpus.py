@@ -364,6 +364,64 @@ hard(
     X,
 )
 
+SCALES = np.array([1e12, -30.0, -9.0, -7.0, -5.0, -3.0, -0.5, 1e-9, 0.5, 3.0, 9.0])
+hard(same, "gelu, exact, of all scales", F.gelu, lambda x: nn.gelu(x, approximate=False), SCALES)
+hard(differ, "gelu, exact and by tanh, beside a huge entry", F.gelu, nn.gelu, np.array([1e15, 1.0, -1.0]))
+hard(
+    differ,
+    "softmax, another temperature in its tails",
+    lambda x: torch.softmax(x, 0),
+    lambda x: nn.softmax(jnp.where(x < -50, 1.01 * x, x)),
+    np.array([0.0, -3.0, -60.0, -90.0]),
+)
+FLAT = np.concatenate([1e8 + 0.01 * normal(1, 16), 3 * normal(3, 16, seed=1)])
+hard(same, "layer norm, one row at mean 1e8", layer_norm_torch(1e-5), lambda x: layer_norm_jax(x, 1e-5), FLAT)
+hard(
+    differ,
+    "layer norm, one row at mean 1e8, another eps in the others",
+    layer_norm_torch(1e-5),
+    lambda x: layer_norm_jax(x, jnp.where(jnp.arange(4) == 0, 1e-5, 1.01e-5)[:, None]),
+    FLAT,
+)
+POINTS = normal(12, 4) * 10.0 ** np.linspace(-4, 4, 12)[:, None]
+hard(
+    same,
+    "distances of points of all scales, expanded",
+    lambda x: ((x[:, None] - x[None]) ** 2).sum(-1),
+    lambda x: jnp.sum(x * x, -1)[:, None] + jnp.sum(x * x, -1)[None] - 2 * x @ x.T,
+    POINTS,
+)
+TERMS = (1e6 * normal(50_000), normal(50_000, seed=1))
+hard(
+    same,
+    "fifty thousand sums that cancel",
+    lambda x, y, z: x + y - z,
+    lambda x, y, z: x - (z - y),
+    *TERMS,
+    TERMS[0] * (1 + 1e-9 * TERMS[1]),
+)
+hard(
+    same,
+    "attention, JAX's own with a softmax in float32",
+    lambda q, k, v: F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2),
+    nn.dot_product_attention,
+    *(normal(2, 5, 3, 8, seed=i) for i in range(3)),
+)
+hard(
+    differ,
+    "attention in float32, another scale",
+    lambda q, k, v: F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2),
+    lambda q, k, v: nn.dot_product_attention(q, k, v, scale=8**-0.5 * (1 + 2e-7)),
+    *(normal(2, 5, 3, 8, seed=i) for i in range(3)),
+)
+hard(
+    differ,
+    "whole numbers, one apart, floats on one side",
+    lambda n: n * 10**7,
+    lambda n: n.astype(float) * 10**7 + 1,
+    np.arange(5) + 10**4,
+)
+
 # --- optimizers: a few steps on a badly scaled quadratic, as a function of the parameters ---
 
 STEPS = 6
