@@ -114,6 +114,13 @@ fault(
 
 fault(
     "eps",
+    "under a root, and beside it, gradient",
+    torch.func.grad(lambda x: (x / (x.square().sum(-1, keepdim=True) + 1e-4).sqrt()).exp().sum()),
+    jax.grad(lambda x: jnp.sum(jnp.exp(x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-4)))),
+    X,
+)
+fault(
+    "eps",
     "beside a root, and under it",
     lambda x: x / (x.norm() + 1e-6),
     lambda x: x / jnp.sqrt(jnp.sum(x * x) + 1e-6),

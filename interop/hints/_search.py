@@ -28,6 +28,8 @@ CLEARLY = 1e-2
 AS_GOOD = 10.0
 # A residual is of so many steps more than show that there is a difference.
 LATER = 2
+# It holds about so many entries of each leaf: one number is to be found from them.
+ENTRIES = 10_000
 # A leaf that is smaller is not divided by its size.
 TINY = 1e-30
 # Seconds before a bar is shown.
@@ -100,7 +102,8 @@ def residual(trial: Trial, goal: Goal, change: Change) -> np.ndarray | None:
             pairs = zip(trial.ours(change, trial.given), trial.theirs(trial.given), strict=False)
             for ours, theirs in itertools.islice(pairs, goal.onset + LATER):
                 for name in goal.names(theirs):
-                    apart.append(np.ravel((ours[name] - theirs[name]) / max(np.abs(theirs[name]).max(initial=0), TINY)))
+                    a, b = (x[name].ravel()[:: 1 + x[name].size // ENTRIES] for x in (ours, theirs))
+                    apart.append((a - b) / max(np.abs(b).max(initial=0), TINY))
         except Exception:
             return None
     return np.concatenate(apart)
