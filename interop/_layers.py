@@ -112,7 +112,7 @@ class Node:
             node = open_ones.pop()
             if node.item is not None:
                 yield node.item
-            open_ones += reversed(node.children)
+            open_ones.extend(reversed(node.children))
 
 
 def brief(shapes: Mapping[str, tuple[int, ...]]) -> str:
