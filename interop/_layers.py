@@ -106,10 +106,13 @@ class Node:
     item: Any = None  # Torch or Flax
 
     def items(self) -> Iterator[Any]:
-        if self.item is not None:
-            yield self.item
-        for child in self.children:
-            yield from child.items()
+        """In order; without a generator for each level, which hundreds of levels would pass every item through."""
+        open_ones = [self]
+        while open_ones:
+            node = open_ones.pop()
+            if node.item is not None:
+                yield node.item
+            open_ones.extend(reversed(node.children))
 
 
 def brief(shapes: Mapping[str, tuple[int, ...]]) -> str:
