@@ -248,6 +248,25 @@ def test_a_fixed_size_is_refused(name, function, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+TYPED = """
+def text(x):
+    return x * len(str(x.shape[0]))
+def caught(x):
+    try:
+        return x * 2 if x.sum() > 1e9 else x
+    except Exception:
+        return x
+"""
+
+
+@pytest.mark.parametrize("name, message", [("text", "the text of a size .* at <stdin>:3"), ("caught", "at <stdin>:6")])
+def test_functions_that_are_typed_in_have_no_file(name, message, tmp_path):
+    names: dict = {}
+    exec(compile(TYPED, "<stdin>", "exec"), names)
+    with pytest.raises(fr.export.ExportError, match=message):
+        export(names[name], tmp_path)
+
+
 @pytest.mark.parametrize("name, function, error, message", REFUSED, ids=[row[0] for row in REFUSED])
 def test_refused(name, function, error, message, tmp_path):
     with pytest.raises(fr.export.ExportError, match=re.escape(message)) as caught:
