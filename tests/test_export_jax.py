@@ -188,6 +188,7 @@ DAMAGE = {
         "was made by jax 1.0.0, and this is",
     ),
     "torch": (lambda path: changed(path, lambda m: m.update(framework="torch")), "VersionError", "made by torch; load"),
+    "no platforms": (lambda path: changed(path, lambda m: m.update(self_check={})), "IntegrityError", "no platforms"),
     "another signature": (
         lambda path: changed(path, lambda m: m["methods"]["forward"]["inputs"]["w"].update(dtype="float16")),
         "IntegrityError",

@@ -82,6 +82,13 @@ def test_what_cannot_be_exported_says_what_to_change(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_functions_that_are_typed_in_have_no_file(tmp_path):
+    names: dict = {}
+    exec(compile("def fn(x):\n    return x * len(str(x.shape[0]))\n", "<stdin>", "exec"), names)
+    with pytest.raises(fr.export.SpecializationError, match="the text of n, at <stdin>:2"):
+        fr.export.export_step(names["fn"], {"x": ARRAY}, tmp_path / "f.jax", dynamic={"x": {0: "n"}}, check_sizes=(2,))
+
+
 def test_comparisons_that_have_an_answer_are_allowed(tmp_path):
     """What is so at every size, or at none; and the classes of JAX are left as they were."""
     classes = type(jax_export.symbolic_shape("n")[0]), jax.errors.InconclusiveDimensionOperation

@@ -202,26 +202,32 @@ def test_sizes_that_no_trace_has_reached_are_refused_by_the_file(tmp_path, monke
         exported({**example, "x": torch.randn(0, 1, 5, 5)})
 
 
-def test_conditions_on_sizes_in_torchscript():
+N, M = sympy.symbols("n m", integer=True, positive=True)
+CONDITIONS = [
+    sympy.Eq(FloorDiv(N, 3) * M, 2),
+    FloorDiv(N - 5, 3) < M - 4,
+    Mod(N, 4) < M**2 - 3,
+    sympy.Max(N, M, 7) <= sympy.Min(2 * M, 9),
+    sympy.Ne(N, 3) & (N >= M) | sympy.Not(sympy.Eq(N, M) | (M > 5)),
+]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS, ids=str)
+def test_conditions_on_sizes_in_torchscript(condition):
     """The notation of every kind of assumption, against what it says in Python."""
-    n, m = sympy.symbols("n m", integer=True, positive=True)
-    condition = (
-        (sympy.Ne(FloorDiv(n - 5, 3) * m, 2) & (Mod(n, 4) < m**2))
-        | (sympy.Max(n, m, 7) <= sympy.Min(2 * m, 9))
-        | sympy.Not(sympy.Eq(n, 3) & (n >= m))
-    )
     text = _sizes.refusal("test", _sizes.Known(condition, {"n": [1], "m": []}), {"n": "a", "m": "b"})
     assert text is not None
     script = torch.jit.CompilationUnit(f"def f(a: int, b: int) -> bool:\n    return {text}\n")
-    answers = []
-    for a in range(1, 12):
-        for b in range(1, 12):
-            answers.append(script.f(a, b))
-            assert answers[-1] == (a != 1 and not condition.subs({n: a, m: b})), (a, b)
+    sizes = [(a, b) for a in range(1, 12) for b in range(1, 12)]
+    answers = [script.f(a, b) for a, b in sizes]
+    assert answers == [a != 1 and not condition.subs({N: a, M: b}) for a, b in sizes]
     assert 0 < sum(answers) < len(answers)
+
+
+def test_conditions_that_have_no_notation():
     assert _sizes.refusal("test", _sizes.Known(sympy.true, {"n": [1]}), {"n": "a"}) is None
     with pytest.raises(fr.export.SpecializationError, match=r"^test: .*sin\(n\) has no notation"):
-        _sizes.refusal("test", _sizes.Known(sympy.sin(n) > 0, {}), {"n": "a"})
+        _sizes.refusal("test", _sizes.Known(sympy.sin(N) > 0, {}), {"n": "a"})
 
 
 def test_a_matrix_that_has_no_factor(tmp_path):
@@ -240,6 +246,25 @@ def test_a_fixed_size_is_refused(name, function, message, tmp_path):
         export(function, tmp_path)
     assert "Remedy: " in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+TYPED = """
+def text(x):
+    return x * len(str(x.shape[0]))
+def caught(x):
+    try:
+        return x * 2 if x.sum() > 1e9 else x
+    except Exception:
+        return x
+"""
+
+
+@pytest.mark.parametrize("name, message", [("text", "the text of a size .* at <stdin>:3"), ("caught", "at <stdin>:6")])
+def test_functions_that_are_typed_in_have_no_file(name, message, tmp_path):
+    names: dict = {}
+    exec(compile(TYPED, "<stdin>", "exec"), names)
+    with pytest.raises(fr.export.ExportError, match=message):
+        export(names[name], tmp_path)
 
 
 @pytest.mark.parametrize("name, function, error, message", REFUSED, ids=[row[0] for row in REFUSED])

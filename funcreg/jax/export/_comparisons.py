@@ -17,6 +17,7 @@ _JAX = str(Path(jax.__file__).parent)
 _LIBRARIES = tuple(
     {sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")} | {str(Path(__file__).parents[2])}
 )
+_GENERATED = ("<frozen ", "<string>")  # what is typed in comes from "<stdin>" and the like
 _LOCK = threading.RLock()
 
 
@@ -61,7 +62,7 @@ def watched(dim: Any) -> Iterator[list[tuple[str, str]]]:
         """Where the function's own code has called what called this; nothing if it was a library."""
         caller = sys._getframe(2)
         file = caller.f_code.co_filename
-        ours = ours.scope is dim.scope and not file.startswith((_JAX, "<", *_LIBRARIES))
+        ours = ours.scope is dim.scope and not file.startswith((_JAX, *_GENERATED, *_LIBRARIES))
         return f"{file}:{caller.f_lineno}" if ours else ""
 
     def noted_hash(self: Any) -> int:
@@ -99,7 +100,7 @@ def _caught(errors: list[BaseException]) -> Iterator[tuple[str, str]]:
     """Errors that the function's own code has caught: those of a function that returned, and that came as far."""
     for error in errors:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if not frame.filename.startswith((_JAX, "<", *_LIBRARIES))]
+        own = [frame for frame in frames if not frame.filename.startswith((_JAX, *_GENERATED, *_LIBRARIES))]
         if own:
             text = (str(error).splitlines() or [""])[0]
             yield f"what it is told by an error that it catches ({text})", f"{own[-1].filename}:{own[-1].lineno}"

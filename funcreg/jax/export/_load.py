@@ -149,7 +149,7 @@ def verify_exported(path: str | PathLike[str]) -> ExportReport:
     manifest = _manifest(where, file)
     for spec in manifest.files.values():
         checked_bytes(file.parent, spec)
-    platforms = manifest.self_check.get("platforms", [])
+    platforms = manifest.self_check["platforms"]
     here = export.default_export_platform()
     if here not in platforms and "cpu" not in platforms:
         raise VersionError(f"{where}: {file} was made for {', '.join(platforms)}, and this machine has {here}")
@@ -170,6 +170,8 @@ def _manifest(where: str, file: Path) -> Manifest:
     if "stablehlo" not in manifest.files or manifest.files["stablehlo"].name != file.name:
         names = ", ".join(spec.name for spec in manifest.files.values())
         raise IntegrityError(f"{where}: the manifest does not describe {file.name}, but {names}; copy both again")
+    if not isinstance(manifest.self_check.get("platforms"), list):
+        raise IntegrityError(f"{where}: the manifest of {file.name} names no platforms; export the function again")
     if _numbers(manifest.framework_version) > _numbers(jax.__version__):
         raise VersionError(
             f"{where}: {file} was made by jax {manifest.framework_version}, and this is {jax.__version__}: newer files "

@@ -6,17 +6,16 @@ import contextlib
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from ._watch import LIBRARIES, is_own
+
 # Libraries that know symbols: they put shapes into caches and messages, and find their way if that fails.
 _KNOW_SYMBOLS = (
     *{sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")},
-    str(Path(torch.__file__).parent),
-    str(Path(__file__).parents[2]),
-    "<",
+    *LIBRARIES,
 )
 _COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
 
@@ -50,7 +49,7 @@ def like_numbers() -> Iterator[list[tuple[str, str]]]:
 
 def _own() -> bool:
     """Whether it is the function's own code that has called the caller."""
-    return not sys._getframe(2).f_code.co_filename.startswith(_KNOW_SYMBOLS)
+    return is_own(sys._getframe(2), _KNOW_SYMBOLS)
 
 
 def _noted(method: Callable[[Any], Any], use: str, uses: list[tuple[str, str]]) -> Callable[[Any], Any]:

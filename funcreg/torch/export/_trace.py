@@ -7,6 +7,7 @@ to be (a size, a tensor that is no argument, a branch on numbers) is an error he
 
 from __future__ import annotations
 
+import linecache
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from ..._export_errors import (
 )
 from ._inputs import Inputs
 from ._symbols import like_numbers
-from ._watch import LIBRARIES, Assumption, Watch, WatchedShapeEnv
+from ._watch import Assumption, Watch, WatchedShapeEnv, is_own
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,8 @@ def _brief(error: Exception) -> str:
 
 def _place(error: Exception) -> str:
     """The last line of the function's own code that an error passed through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
-    return f", at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+    own = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if is_own(frame)]
+    if not own:
+        return ""
+    file, line = own[-1][0].f_code.co_filename, own[-1][1]
+    return f", at {file}:{line} ({linecache.getline(file, line).strip()})"

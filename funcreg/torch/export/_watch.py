@@ -15,7 +15,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode, resolve_name
 
 _TORCH = str(Path(torch.__file__).parent)
-LIBRARIES = (_TORCH, str(Path(__file__).parent.parent.parent), "<")
+LIBRARIES = (_TORCH, str(Path(__file__).parent.parent.parent), "<frozen ", "<eval_with_key>", "<__array_function__")
 # What stands between a branch on a size and `evaluate_expr`.
 _SYMBOLS = (
     f"{_TORCH}/fx/",
@@ -50,7 +50,7 @@ class WatchedShapeEnv(ShapeEnv):
 
     def evaluate_expr(self, *args: Any, **kwargs: Any) -> Any:
         before = len(self.guards)
-        own = not next(_frames()).f_code.co_filename.startswith(_TORCH)
+        own = is_own(next(_frames()), (_TORCH, "<frozen "))
         evaluate = self._evaluate_expr if own else super().evaluate_expr  # the latter has a cache
         result = evaluate(*args, **kwargs)
         for guard in self.guards[before:]:
@@ -97,10 +97,10 @@ class Watch(TorchFunctionMode):
         """The first error that reached the function's own code, with the operation and the line; after a function that
         has returned, it was caught there."""
         for operation, error in self.errors:
-            frames = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
+            own = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if is_own(frame)]
             if own:
-                return operation, error, f"{own[-1].filename}:{own[-1].lineno}"
+                frame, line = own[-1]
+                return operation, error, f"{frame.f_code.co_filename}:{line}"
         return None
 
 
@@ -113,10 +113,18 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return flat.reshape(*input.shape[:-1], flat.shape[-1])
 
 
+def is_own(frame: FrameType, libraries: tuple[str, ...] = LIBRARIES) -> bool:
+    """Whether a frame belongs to the function's own code. Typed in it comes from "<stdin>" and the like, and from
+    "<string>" after `python -c`; other modules' code of that name has been generated, as that of dataclasses."""
+    file = frame.f_code.co_filename
+    if file == "<string>":
+        return frame.f_globals.get("__name__") == "__main__"
+    return not file.startswith(libraries)
+
+
 def place() -> str:
     """The line of the function's own code that is being run."""
-    own = (frame for frame in _frames() if not frame.f_code.co_filename.startswith(LIBRARIES))
-    return next((f"{frame.f_code.co_filename}:{frame.f_lineno}" for frame in own), "")
+    return next((f"{frame.f_code.co_filename}:{frame.f_lineno}" for frame in _frames() if is_own(frame)), "")
 
 
 def _frames() -> Iterator[FrameType]:
