@@ -122,6 +122,23 @@ def test_numbers_too_small_for_float64_are_no_difference():
     assert report.verdict is ROUNDING and 0 < report.leaves[0].float64.absolute < TINY64
 
 
+def test_a_result_that_was_too_small_on_its_way_is_no_fault():
+    """PyTorch keeps 1e-310, which XLA takes for zero: times 1e300 that is 1e-10, or nothing."""
+    small = np.linspace(1, 2, 9) * 1e-155
+
+    def raised(x):
+        x = x * x
+        for _ in range(10):
+            x = x * 1e30
+        return x
+
+    report = interop.check(raised, raised, small)
+    assert report.verdict is ROUNDING and "XLA takes for zero" in report.reasons[0]
+    assert torch.tensor([1e-310], dtype=torch.float64).mul(1.0).item() > 0  # PyTorch is as it was
+    wrong = interop.check(raised, lambda x: raised(x) + 1e-12, small, hints=False)
+    assert wrong.verdict is SEMANTIC
+
+
 # --- a second look ---
 
 
