@@ -116,17 +116,15 @@ def is_doubtful(leaf: Leaf, in64: Found | None, in32: Found | None) -> bool:
     return judged.part is not None or (leaf.verdict is not Verdict.SEMANTIC and in64.errors.relative > FLOOR)
 
 
-def in_place_of(leaf: Leaf, lifted: Leaf | None) -> Leaf:
-    """What is known of a leaf with casts to float32 left out, where nothing could be said with them.
+def in_place_of(leaf: Leaf, other: Leaf, why: str) -> Leaf:
+    """Another comparison of the same leaf, if it settles what this one does not; what is semantic, only by agreement.
 
-    Unless a side returns a lower precision.
+    But a lower precision that a side returns stays a fault of its own.
     """
-    if lifted is None or leaf.verdict is not Verdict.INCONCLUSIVE or lifted.verdict is Verdict.INCONCLUSIVE:
+    better = (Verdict.ROUNDING, *(Verdict.SEMANTIC,) * (leaf.verdict is Verdict.INCONCLUSIVE))
+    if other.verdict not in better or any(is_coarse(np.dtype(x)) for x in leaf.dtypes):
         return leaf
-    if any(is_coarse(np.dtype(x)) for x in leaf.dtypes):
-        return leaf
-    reason = f"{leaf.reason}; with these casts left out the sides were compared in float64"
-    return replace(lifted, reason="; ".join(filter(None, (reason, lifted.reason))))
+    return replace(other, reason="; ".join(filter(None, (leaf.reason, why, other.reason))))
 
 
 def _explained(sides: Sequence[Results]) -> str:

@@ -10,7 +10,7 @@ import ctypes
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -105,14 +105,25 @@ class Side(ABC):
 
 
 class TorchSide(Side):
+    """PyTorch's.
+
+    Attributes:
+        flushing: whether subnormal numbers are taken for zero, as by XLA; in one thread, since it is set of one.
+    """
+
     name = "PyTorch"
+
+    def __init__(self, where: str, carrier: Carrier | None, lifted: bool = False, flushing: bool = False) -> None:
+        super().__init__(where, carrier, lifted)
+        self.flushing = flushing
 
     @contextmanager
     def precision(self, bits: int) -> Iterator[None]:
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64 if bits == 64 else torch.float32)
         try:
-            yield
+            with _flushed() if self.flushing else nullcontext():
+                yield
         finally:
             torch.set_default_dtype(before)
 
@@ -152,6 +163,18 @@ class JaxSide(Side):
 
         carried = tree if self.carrier is None else self.carrier.inputs(self.where, tree)
         return rebuild(self.where, carried, convert)
+
+
+@contextmanager
+def _flushed() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
 
 
 def _give_back() -> None:

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ._called import compared_as_given
 from ._carry import Carrier
-from ._closer import closer
-from ._compare import Results, found_in
-from ._judged import in_place_of, is_doubtful, judged
-from ._nudge import DRAWS
-from ._sides import JaxSide, Side, TorchSide
+from ._compare import RANDOM
+from ._judged import in_place_of
+from ._measure import compare
+from ._sides import JaxSide, TorchSide
 from .arrays import outside_compilation
 from .hints import CheckTrial, hints_of
 from .pair import Pair
@@ -18,9 +18,10 @@ from .verdict import Verdict
 
 Tree = Any
 
-RANDOMNESS = (
-    "the {side} side is random: two calls with the same inputs differ; draw masks and noise once, outside, and pass "
-    "them to both sides as inputs, or put the model into evaluation mode"
+LIFTED = "with these casts left out the sides were compared in float64"
+FLUSHED = (
+    "PyTorch computes with numbers below 2.2e-308, which XLA takes for zero; the sides were compared with these taken "
+    "for zero on both"
 )
 
 
@@ -107,102 +108,42 @@ def compared(
     for name, function in (("torch_fn", torch_fn), ("jax_fn", jax_fn)):
         if not callable(function):
             raise TypeError(f"{torch_side.called_by}: {name} must be a function, got {type(function).__name__}")
-    leaves, reasons, coarse = _compared(torch_side, jax_side, torch_fn, jax_fn, inputs)
+    functions = torch_fn, jax_fn
+    leaves, reasons, coarse = compared_as_given(torch_side, jax_side, *functions, inputs)
     if coarse and not reasons and any(leaf.verdict is Verdict.INCONCLUSIVE for leaf in leaves.values()):
         ours = TorchSide(torch_side.called_by, torch_side.carrier, lifted=True)
         theirs = JaxSide(jax_side.called_by, jax_side.carrier, lifted=True)
-        try:
-            again, failed, _ = _compared(ours, theirs, torch_fn, jax_fn, inputs)
-        except Exception:  # what cannot be run without its casts stays as it is
-            again, failed = {}, []
-        for name in leaves if not failed else ():
-            leaves[name] = in_place_of(leaves[name], again.get(name))
+        _reconsider(leaves, LIFTED, ours, theirs, functions, inputs)
+    settled = all(leaf.verdict is Verdict.ROUNDING for leaf in leaves.values())
+    if not (settled or reasons) and _has_subnormals(torch_side, torch_fn, inputs):
+        ours = TorchSide(torch_side.called_by, torch_side.carrier, flushing=True)
+        _reconsider(leaves, FLUSHED, ours, jax_side, functions, inputs)
     return list(leaves.values()), reasons
 
 
-def _compared(
-    torch_side: Side,
-    jax_side: Side,
-    torch_fn: Callable[..., Tree],
-    jax_fn: Callable[..., Tree],
+def _reconsider(
+    leaves: dict[str, Leaf],
+    why: str,
+    torch_side: TorchSide,
+    jax_side: JaxSide,
+    functions: tuple[Callable[..., Tree], Callable[..., Tree]],
     inputs: tuple[Tree, ...],
-) -> tuple[dict[str, Leaf], list[str], bool]:
-    """The leaves by name, the reasons, and whether a side computes in a lower precision in its float64 run."""
-    where = torch_side.called_by
-    reasons: list[str] = []
-    torch_calls = _Calls(torch_side, torch_fn, inputs, reasons)
-    jax_calls = _Calls(jax_side, jax_fn, inputs, reasons)
-    ours, theirs = torch_calls.results, jax_calls.results
-    # The order is that of the least memory: no result is held longer than until the next one it is compared with.
-    torch_calls.wide()
-    torch_calls.around()
-    torch_calls.narrow()
-    jax_calls.wide()
-    in64 = found_in(where, ours.float64, theirs.float64)
-    jax_calls.around()
-    jax_calls.narrow()
-    theirs.float64 = None
-    in32 = found_in(where, ours.float32, theirs.float32, in64)
-    names = in64 or in32  # no names where one side has float64 only and the other float32 only
-    leaves = {name: judged(name, ours, theirs, in64.get(name), in32.get(name)) for name in names}
-    doubtful = [name for name, leaf in leaves.items() if is_doubtful(leaf, in64.get(name), in32.get(name))]
-    coarse = bool(ours.coarse or theirs.coarse)
-    if doubtful and not (reasons or coarse):
-        whole = {name: in64[name].whole for name in doubtful}
-        for name, found in closer((torch_side, jax_side), (torch_fn, jax_fn), inputs, whole).items():
-            leaves[name] = judged(name, ours, theirs, in64[name], in32[name], closer=found)
-    return leaves, reasons, coarse
+) -> None:
+    """Compare the sides anew, in another way, for a verdict on those leaves that are not settled."""
+    try:
+        again, reasons, _ = compared_as_given(torch_side, jax_side, *functions, inputs)
+    except Exception:  # what cannot be run in this way stays as it is
+        return
+    for name, leaf in leaves.items() if not reasons else ():
+        if leaf.verdict is not Verdict.ROUNDING and name in again:
+            leaves[name] = in_place_of(leaf, again[name], why)
 
 
-class _Calls:
-    """The calls of one side, in this order: `wide`, `around`, `narrow`; a precision that fails is among the reasons."""
-
-    def __init__(self, side: Side, function: Callable[..., Tree], inputs: tuple[Tree, ...], reasons: list[str]) -> None:
-        self.side, self.function, self.inputs, self.reasons = side, function, inputs, reasons
-        self.results = Results(side.name)
-        self.failed: Exception | None = None
-
-    def wide(self) -> None:
-        """In float64."""
-        leaves = self.side.call(self.function, self.inputs, 64)
-        if isinstance(leaves, Exception):
-            self.failed = leaves
-        else:
-            self.results.keep(leaves)
-
-    def around(self) -> None:
-        """In float64 once more, and with inputs moved by an ulp: randomness, and noise of its own."""
-        results = self.results
-        if self.failed is not None:
-            return
-        again, results.coarse = self.side.call_again(self.function, self.inputs)
-        results.repeated(again)
-        del again
-        if results.random:
-            self.reasons.append(RANDOMNESS.format(side=self.side.name))
-            return
-        results.still = self.side.is_still(self.inputs)
-        for draw in range(0 if results.still else DRAWS):
-            leaves = self.side.call(self.function, self.inputs, 64, draw)
-            if not isinstance(leaves, Exception):  # what raises beside its inputs has no noise to show
-                results.moved(leaves)
-            del leaves  # before the next ones are there
-
-    def narrow(self) -> None:
-        """In float32."""
-        leaves = self.side.call(self.function, self.inputs, 32)
-        if not isinstance(leaves, Exception):
-            self.results.float32 = leaves
-            self.results.drifted()
-        elif self.failed is None:
-            self.reasons.append(f"the {self.side.name} side fails in float32: {brief(leaves)}")
-        else:
-            self.failed.add_note(f"{self.side.where}: raised in float64; in float32: {brief(leaves)}")
-            raise self.failed
-        if self.failed is not None:
-            self.reasons.append(f"the {self.side.name} side fails in float64: {brief(self.failed)}")
-
-
-def brief(error: Exception) -> str:
-    first = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {first[0][:200] if first else ''}"
+def _has_subnormals(side: TorchSide, function: Callable[..., Tree], inputs: tuple[Tree, ...]) -> bool:
+    """Whether PyTorch's results in float64 change by more than rounding when subnormal numbers are taken for zero."""
+    flushing = TorchSide(side.called_by, side.carrier, flushing=True)
+    before, after = side.call(function, inputs, 64), flushing.call(function, inputs, 64)
+    if isinstance(before, Exception) or isinstance(after, Exception) or before.keys() != after.keys():
+        return False
+    found = (compare(x, after[name]) for name, x in before.items())
+    return any(both.apart.any() or both.errors.relative > RANDOM for both in found)

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from . import arrays
+from ._called import brief
 from ._judged import NOTHING
 from ._leaves import some
 from ._trees import rebuild
 from .hints import ProbesTrial, hints_of
 from .hints._search import EXPLAINED
 from .pair import Pair
-from .parity import brief, compared, sides_of
+from .parity import compared, sides_of
 from .report import Leaf, Report, summed_up
 from .verdict import Verdict
 

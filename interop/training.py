@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ._called import RANDOMNESS
 from ._carry import Carrier
 from ._coarse import Seen
 from ._compare import Results
@@ -14,7 +15,6 @@ from ._sides import JaxSide, Side, TorchSide
 from .arrays import outside_compilation
 from .hints import TrainingTrial, hints_of
 from .pair import Pair
-from .parity import RANDOMNESS
 from .report import Leaf, Report, summed_up
 from .verdict import Verdict
 

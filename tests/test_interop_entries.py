@@ -94,8 +94,6 @@ def test_a_fault_beside_a_huge_entry_is_seen_named_and_explained():
     assert leaf.float64.relative == pytest.approx(9.6e-4, rel=0.01) and leaf.judgement.part.at == 2
     assert [hint.kind for hint in report.hints] == ["gelu"]
     assert report.to_dict()["leaves"][0]["judgement"]["part"]["at"] == 2
-    other = interop.check(F.gelu, lambda x: 1.0001 * nn.gelu(x, approximate=False), np.array([1e15, 1.0, -1.0]))
-    assert "gelu" not in [hint.kind for hint in other.hints]
 
 
 def test_a_change_that_leaves_the_small_entries_apart_is_no_hint():
@@ -106,7 +104,11 @@ def test_a_change_that_leaves_the_small_entries_apart_is_no_hint():
 def test_what_cancels_beside_a_huge_entry_is_rounding():
     """A spectrum of one huge and otherwise small numbers; zeros of one side; tails of a formula that saturates."""
     spike = np.where(np.arange(64) == 20, 1e12, X.sum())
-    direct = lambda x: jnp.real(jnp.exp(-2j * jnp.pi * jnp.outer(jnp.arange(64), jnp.arange(64)) / 64) @ x)  # noqa: E731
+    turns = np.outer(np.arange(64), np.arange(64)) / 64
+
+    def direct(x):
+        return jnp.real(jnp.exp(-2j * jnp.pi * turns) @ x)
+
     with jax.numpy_dtype_promotion("standard"):
         assert interop.check(lambda x: torch.fft.fft(x).real, direct, spike).verdict is ROUNDING
     tails = np.linspace(-9, 9, 73)
@@ -120,6 +122,23 @@ def test_numbers_too_small_for_float64_are_no_difference():
 
     report = interop.check(lambda x: torch.exp(-x * x / 2), tail, np.array([38.5, 39.0]))
     assert report.verdict is ROUNDING and 0 < report.leaves[0].float64.absolute < TINY64
+
+
+def test_a_result_that_was_too_small_on_its_way_is_no_fault():
+    """PyTorch keeps 1e-310, which XLA takes for zero: times 1e300 that is 1e-10, or nothing."""
+    small = np.linspace(1, 2, 9) * 1e-155
+
+    def raised(x):
+        x = x * x
+        for _ in range(10):
+            x = x * 1e30
+        return x
+
+    report = interop.check(raised, raised, small)
+    assert report.verdict is ROUNDING and "XLA takes for zero" in report.reasons[0]
+    assert torch.tensor([1e-310], dtype=torch.float64).mul(1.0).item() > 0  # PyTorch is as it was
+    wrong = interop.check(raised, lambda x: raised(x) + 1e-12, small, hints=False)
+    assert wrong.verdict is SEMANTIC
 
 
 # --- a second look ---
@@ -197,7 +216,9 @@ def softmax_in_float32(x):
 
 
 def in_a_loop(x):
-    step = lambda c, row: ((c.astype(jnp.float32) + row).astype(x.dtype), jnp.sin(row.astype(jnp.float32)))  # noqa: E731
+    def step(c, row):
+        return (c.astype(jnp.float32) + row).astype(x.dtype), jnp.sin(row.astype(jnp.float32))
+
     with jax.numpy_dtype_promotion("standard"):
         last, each = lax.scan(step, jnp.zeros_like(x[0]), x)
     return jnp.concatenate([last[None], each.astype(x.dtype)])
