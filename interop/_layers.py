@@ -107,7 +107,7 @@ class Node:
 
     def items(self) -> Iterator[Any]:
         """In order; without a generator for each level, which hundreds of levels would pass every item through."""
-        open_ones = [self]
+        open_ones: list[Node] = [self]
         while open_ones:
             node = open_ones.pop()
             if node.item is not None:

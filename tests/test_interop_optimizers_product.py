@@ -160,9 +160,7 @@ def test_any_two_options_go_on_as_in_an_unbroken_run(cls):
     check(cls, covering(cls))
 
 
-@pytest.mark.parametrize(
-    "cls", [cls if cls in (SGD, Adam, RAdam) else pytest.param(cls, marks=pytest.mark.slow) for cls in OPTIONS]
-)
+@pytest.mark.parametrize("cls", [cls if cls is RAdam else pytest.param(cls, marks=pytest.mark.slow) for cls in OPTIONS])
 def test_the_same_in_float32(cls):
     check(cls, covering(cls), "float32")
 
