@@ -137,6 +137,24 @@ CASES = {  # evidence: by_precision, by_conditioning, both
         None,
         INCONCLUSIVE,
     ),
+    "a jump in float32 of what no ulp can move": (
+        Evidence(59.0, 1.0, 0.0, size32=59.0, difference32=1.0, drift32=1.0, still=True),
+        SEMANTIC,
+        SEMANTIC,
+        INCONCLUSIVE,
+    ),
+    "integers that jump with an ulp, and in float32": (
+        Evidence(2000.0, 1.0, 1.0, size32=2000.0, difference32=1.0, drift32=1.0, exact=True),
+        None,
+        None,
+        INCONCLUSIVE,
+    ),
+    "integers that float32 cannot hold": (
+        Evidence(1e11, 1.0, 0.0, size32=1e11, difference32=4e3, drift32=4e3, exact=True, still=True),
+        None,
+        SEMANTIC,
+        SEMANTIC,
+    ),
     "integers": (
         Evidence(1e14, 1.0, 0.0, size32=1e14, difference32=1.0, drift32=0.0, exact=True),
         SEMANTIC,
