@@ -88,6 +88,11 @@ SPECIALIZED = [
     ("one size", lambda x: x.sum(0) if x.shape[0] == 777 else x.mean(0), "branches on dimension 0 ('batch')"),
     ("product", lambda x: x.sum(0) if x.shape[0] ** 2 == 777**2 else x.mean(0), "branches on dimension 0 ('batch')"),
     ("identity", lambda x: x.sum(0) if (x.shape[0] == 777) is True else x.mean(0), "branches on dimension 0 ('batch')"),
+    (
+        "kind",
+        lambda x: x.sum(0) if isinstance(x.shape[0], int) and x.shape[0] == 777 else x.mean(0),
+        "branches on dimension 0 ('batch')",
+    ),
     ("text", lambda x: x * len(str(x.shape[0])), "asks for the text of a size that is dynamic, at"),
     ("format", lambda x: x * 2 if f"{x.shape}" == "(7, 4)" else x, "asks for the text of a size that is dynamic, at"),
     ("key", table_and_catch, "asks for the hash of a size that is dynamic, at"),

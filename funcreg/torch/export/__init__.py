@@ -57,8 +57,8 @@ shapes of its inputs only if the environment variable AOTI_RUNTIME_CHECK_INPUTS 
 which is refused; loop over the members of an ensemble there and stack the results. `fr.ensemble` compiles for one batch
 size: export `torch.func.vmap(step)` instead. A dynamic dimension has no largest size: what has one, such as a table of
 positions, is sliced outside, and is an input. `torch.Tensor.cpu()` and the like follow the device of the inputs.
-A dynamic size is like a number in all but one respect: `isinstance(x.shape[0], int)` is false while a function is
-traced, and what hangs on that is seen only if it changes a result at a size that is checked.
+A dynamic size is like a number in all but one respect: `type(x.shape[0]) is int` is false while a function is traced
+(`isinstance` is right), and what hangs on that is seen only if it changes a result at a size that is checked.
 """
 
 from ..._export_errors import BakedDeviceError as BakedDeviceError
