@@ -119,8 +119,7 @@ def _read_mapping(where: str, tree: Mapping[Any, Any]) -> Side:
         if isinstance(node, Mapping):
             names = [str(key) for key in node]
             if path not in keys:
-                sorted_by_jax = names in (sorted(names), sorted(names, key=natural))
-                keys[path] = None if sorted_by_jax else names
+                keys[path] = None if _sorted_by_jax(node) else names
             new = {key: walk(child, (*name, str(key)), (*path, str(key)), trained) for key, child in node.items()}
             return new if type(node) is dict else type(node)(new)  # pyright: ignore[reportCallIssue]
         if type(node) in (list, tuple):
@@ -158,6 +157,16 @@ def _read_mapping(where: str, tree: Mapping[Any, Any]) -> Side:
     whole = {key: collections[key] for key in tree}
     names = whole if type(tree) is dict else type(tree)(whole)  # pyright: ignore[reportCallIssue]
     return Side(leaves, keys, partial(_filled, names), partial(_filled, collections["params"]), calls=True)
+
+
+def _sorted_by_jax(node: Mapping[Any, Any]) -> bool:
+    """Whether a dict may have been, which then has sorted all in it: `kernel, bias` in one of its layers denies it."""
+    names = [str(key) for key in node]
+    if names not in (sorted(names), sorted(names, key=natural)):
+        return False
+    if names != sorted(names, key=natural):
+        return True
+    return all(_sorted_by_jax(child) for child in node.values() if isinstance(child, Mapping))
 
 
 def _filled(names: Any, values: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """`match`: the layers of a PyTorch model and those of a flax one, paired without a guess."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +43,7 @@ def match(
     4. The order: the k-th goes to the k-th. PyTorch's is that of definition. Flax's is that of definition in nnx, of
        the numbers of one name (`Dense_2` before `Dense_10`), and of the keys of a dict that is not sorted: linen puts
        them in the order of calls, and JAX sorts them in every transformation. A name that speaks against it refuses it.
+       Where JAX has sorted them, linen's numbers are all there is, and a warning says so.
     5. A shape that only one layer of each side has.
 
     What then has no partner, or more than one, raises: nothing is guessed, and there is no partial pair. The order of
@@ -292,8 +294,9 @@ class _Match:
             notes.append(
                 f"{', '.join(pairing.counted)}: paired by linen's numbers, which count constructions: in "
                 "Dense(2)(relu(Dense(2)(x))) the outer layer is Dense_0. Variables of `init` without jit have the "
-                "order of calls"
+                "order of calls: match with these, and move the others with the pair"
             )
+            warnings.warn(f"match: {notes[-1]}", stacklevel=5)  # of who calls match
         hooked = [
             name for name, module in self.net.named_modules() if module._forward_hooks or module._forward_pre_hooks
         ]
