@@ -35,7 +35,7 @@ class Leaf:
         name: dotted; of the JAX side for parameters that a pair carries across.
         shape: the same on both sides.
         verdict: on this leaf.
-        float64, float32: the errors in each run; None where a run is missing.
+        float64, float32: the errors in each run, of one entry where `judgement.part` names it; None without a run.
         dtypes: of the float64 run, PyTorch's and JAX's.
         judgement: what the rules said; None where something else decided, which `reason` says.
         reason: why, where it is not plain agreement.
