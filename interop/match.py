@@ -1,5 +1,7 @@
 """`match`: the layers of a PyTorch model and those of a flax one, paired without a guess."""
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +21,8 @@ from ._unpaired import refuse_crossed, refuse_unpaired, why_not
 from .arrays import outside_compilation
 from .links import Link
 from .pair import FlaxSide, Pair, TorchSide, form_of
+
+_OWN_FILES = tuple(os.path.join(os.path.dirname(module), "") for module in (__file__, torch.__file__))
 
 
 @outside_compilation
@@ -296,7 +300,7 @@ class _Match:
                 "Dense(2)(relu(Dense(2)(x))) the outer layer is Dense_0. Variables of `init` without jit have the "
                 "order of calls: match with these, and move the others with the pair"
             )
-            warnings.warn(f"match: {notes[-1]}", stacklevel=5)  # of who calls match
+            warnings.warn(f"match: {notes[-1]}", stacklevel=_callers_level())
         hooked = [
             name for name, module in self.net.named_modules() if module._forward_hooks or module._forward_pre_hooks
         ]
@@ -472,6 +476,14 @@ class _Said:
     differences: list[str] = field(default_factory=list)
     remarks: dict[str, list[str]] = field(default_factory=dict)
     unseen: list[str] = field(default_factory=list)
+
+
+def _callers_level() -> int:
+    """The `stacklevel` of who calls `match`; `outside_compilation` may put calls of PyTorch between."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_FILES):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _remarks(module: Any, twin: Any) -> set[str]:

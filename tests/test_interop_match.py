@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import importlib
 import os
 import pickle
 import subprocess
@@ -555,8 +556,14 @@ def sorted_by_jax(tree):
     return jax.tree.map(lambda x: x, tree)
 
 
-def test_numbers_of_sorted_keys_are_noted_with_a_warning():
-    """Nothing tells whether linen's Dense_0 was called first, where a transformation has sorted the keys."""
+@pytest.mark.parametrize("compiler", [False, True])
+def test_numbers_of_sorted_keys_are_noted_with_a_warning(compiler, monkeypatch):
+    """Nothing tells whether linen's Dense_0 was called first, where a transformation has sorted the keys. The warning
+    is about the caller's line, also where PyTorch's compiler has been imported."""
+    if compiler:
+        importlib.import_module("torch._dynamo")
+    else:
+        monkeypatch.delitem(sys.modules, "torch._dynamo", raising=False)
     net = squares("fc1", "fc2")
     with pytest.warns(UserWarning, match="match: Dense_0, Dense_1: paired by linen's numbers") as warned:
         (note,) = interop.match(net, sorted_by_jax(flax_squares("Dense_0", "Dense_1"))).notes
