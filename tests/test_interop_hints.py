@@ -49,6 +49,23 @@ def kinds_of(report):
     return {hint.kind for hint in report.hints}
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (torch.relu, jax.nn.relu),
+        (lambda x: x.clamp(min=0), lambda x: jnp.maximum(x, 0)),
+        (lambda x: x.clamp(-1, 1), lambda x: jnp.clip(x, -1, 1)),
+    ],
+)
+def test_another_derivative_at_nan_is_not_explained_by_that_at_a_kink(ours, theirs):
+    x = np.array([0.5, np.nan, -0.3, 2.0])
+    with quickly():
+        report = interop.check(
+            torch.func.grad(lambda x: (ours(x) ** 2).sum()), jax.grad(lambda x: (theirs(x) ** 2).sum()), x
+        )
+    assert report.verdict is Verdict.SEMANTIC and report.hints == ()
+
+
 # --- the corpus ---
 
 
