@@ -50,6 +50,19 @@ def kinds_of(report):
 
 
 @pytest.mark.parametrize(
+    ("ours", "theirs", "kinds"),
+    [
+        (lambda x: x / 255, lambda x: x / 256, {"off_by_one"}),
+        (lambda x: torch.tanh(x / 255), jnp.tanh, set()),
+        (lambda x: x.T @ x / 255, lambda x: x.T @ x / 256, {"biased_variance"}),
+    ],
+)
+def test_what_is_divided_is_called_a_variance_or_a_mean_only_if_it_is_a_sum(ours, theirs, kinds):
+    with quickly():
+        assert kinds_of(interop.check(ours, theirs, X)) == kinds
+
+
+@pytest.mark.parametrize(
     ("ours", "theirs"),
     [
         (torch.relu, jax.nn.relu),
