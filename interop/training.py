@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ._called import RANDOMNESS
 from ._carry import Carrier
 from ._coarse import Seen
@@ -17,6 +19,8 @@ from .hints import TrainingTrial, hints_of
 from .pair import Pair
 from .report import Leaf, Report, summed_up
 from .verdict import Verdict
+
+OVERFLOW = "both sides have infinities or NaN by this step, and what becomes of these is up to each framework"
 
 Tree = Any
 Steps = tuple[Callable[..., Any], Callable[..., Any]]
@@ -39,7 +43,7 @@ def check_training(
     rounding errors then grow from step to step as fast as a fault would. Each side therefore also runs from parameters
     and batches that are moved by an ulp, and the difference of the sides is held against how far that run has gone by
     the same step. Where float64 itself has lost its digits the steps are inconclusive, and the report says from which
-    step.
+    step. So they are where the sides have infinities or NaN at different entries after both had some at the same one.
 
     Args:
         torch_steps: `(init, step)` as of `funcreg.torch.train_step`: `init(params, hyper) -> state`,
@@ -90,7 +94,7 @@ def check_training(
     kept: list[tuple[Any, ...]] = []
     leaves: list[Leaf] = []
     one_sided: dict[str, None] = {}
-    step = 0
+    step, overflow = 0, False
     for step, batch in enumerate(batches, start=1):
         batch = batch if isinstance(batch, (tuple, list)) else (batch,)
         kept += [tuple(batch)] * hints
@@ -99,7 +103,9 @@ def check_training(
         same_names(
             f"{where}, step {step}", *({k: x for k, x in _of(side).items() if k not in one_sided} for side in (a, b))
         )
-        leaves += [leaf_of(name, a, b, step) for name in _of(b) if name not in one_sided]
+        overflow = overflow or _overflows(a, b)
+        here = [leaf_of(name, a, b, step) for name in _of(b) if name not in one_sided]
+        leaves += map(_left_open, here) if overflow else here
     if not step:
         raise ValueError(f"{where}: batches is empty; pass one tuple of arrays per step")
     random = [side for side in (ours, theirs) if side.random]
@@ -196,6 +202,19 @@ def _params_of(where: str, state: Any) -> Any:
 
 def _of(results: Results) -> Leaves:
     return results.float64 or {}
+
+
+def _overflows(ours: Results, theirs: Results) -> bool:
+    """Whether an entry of a leaf is infinite or NaN on both sides."""
+    a, b = _of(ours), _of(theirs)
+    return any(not (np.isfinite(a[name]) | np.isfinite(b[name])).all() for name in a if name in b)
+
+
+def _left_open(leaf: Leaf) -> Leaf:
+    """Infinities and NaN of one side only are no fault after those of both: at NaN, relu's derivative is 1 or 0."""
+    if leaf.verdict is not Verdict.SEMANTIC or leaf.judgement is not None:
+        return leaf
+    return replace(leaf, verdict=Verdict.INCONCLUSIVE, reason=f"{leaf.reason}; {OVERFLOW}")
 
 
 def _own_metrics(ours: Results, theirs: Results) -> list[str]:

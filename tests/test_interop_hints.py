@@ -49,6 +49,36 @@ def kinds_of(report):
     return {hint.kind for hint in report.hints}
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "kinds"),
+    [
+        (lambda x: x / 255, lambda x: x / 256, {"off_by_one"}),
+        (lambda x: torch.tanh(x / 255), jnp.tanh, set()),
+        (lambda x: x.T @ x / 255, lambda x: x.T @ x / 256, {"biased_variance"}),
+    ],
+)
+def test_what_is_divided_is_called_a_variance_or_a_mean_only_if_it_is_a_sum(ours, theirs, kinds):
+    with quickly():
+        assert kinds_of(interop.check(ours, theirs, X)) == kinds
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (torch.relu, jax.nn.relu),
+        (lambda x: x.clamp(min=0), lambda x: jnp.maximum(x, 0)),
+        (lambda x: x.clamp(-1, 1), lambda x: jnp.clip(x, -1, 1)),
+    ],
+)
+def test_another_derivative_at_nan_is_not_explained_by_that_at_a_kink(ours, theirs):
+    x = np.array([0.5, np.nan, -0.3, 2.0])
+    with quickly():
+        report = interop.check(
+            torch.func.grad(lambda x: (ours(x) ** 2).sum()), jax.grad(lambda x: (theirs(x) ** 2).sum()), x
+        )
+    assert report.verdict is Verdict.SEMANTIC and report.hints == ()
+
+
 # --- the corpus ---
 
 

@@ -704,6 +704,29 @@ def test_chaos_is_not_taken_for_a_fault_and_its_end_is_said():
     assert run(3.900001, 90).verdict is SEMANTIC
 
 
+def test_what_becomes_of_an_overflow_of_both_sides_is_no_fault():
+    """The derivative of relu at NaN: 1 for PyTorch, 0 for JAX, which keeps finite parameters."""
+
+    def steps(relu, value_and_grad):
+        def step(state, hyper, x):
+            w = state["params"]["w"]
+            value, gradient = value_and_grad(lambda w: (relu(w * x - w * x) ** 2).sum())(w)
+            return {"params": {"w": w - gradient}}, {"loss": value}
+
+        return lambda params, hyper: {"params": params}, step
+
+    def grad_and_value(f):
+        return lambda w: torch.func.grad_and_value(f)(w)[::-1]
+
+    start, huge = {"w": np.array([10.0])}, [np.array([1.0]), np.array([1e308])]
+    ours = steps(torch.relu, grad_and_value)
+    report = interop.check_training(ours, steps(jax.nn.relu, jax.value_and_grad), start, None, huge)
+    assert report.verdict is INCONCLUSIVE and "params.w cannot be judged from step 2" in report.reasons[0]
+    assert "up to each framework" in report.leaves[-2].reason and report.hints == ()
+    alone = steps(lambda x: jax.nn.relu(jnp.nan_to_num(x)), jax.value_and_grad)  # only PyTorch overflows
+    assert interop.check_training(ours, alone, start, None, huge).verdict is SEMANTIC
+
+
 def test_batches_are_moved_as_well_as_parameters():
     """Parameters that begin at zero show no rounding errors of their own."""
 

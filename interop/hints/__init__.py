@@ -48,7 +48,7 @@ KINDS = {
     "decoupled_decay": "weight decay added to the gradient, or taken from the parameters themselves",
     "decay_not_scaled": "decay of the parameters that is multiplied by the learning rate on one side only",
     "dampening": "gradients multiplied by 1 - dampening before they are added to the momentum; all, none, all but one",
-    "off_by_one": "a count of steps, and with it a schedule or a bias correction, that is one ahead",
+    "off_by_one": "a count that is one ahead: of steps, and with it a schedule or a bias correction; of a division",
     "hyper_parameter": "another decay, momentum, rate, strength of a penalty ..., or the other library's defaults",
 }
 RULES = (*_layouts.RULES, *_norms.RULES, *_activations.RULES, *_losses.RULES)

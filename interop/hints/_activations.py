@@ -122,7 +122,7 @@ def _relu(call: Call) -> Iterator[Option]:
     x = call.args[0]
     zero = torch.zeros_like(x)
     yield _at("relu at 0", "0", "1/2", lambda: torch.maximum(x, zero))
-    yield _at("relu at 0", "0", "1", lambda: torch.where(x >= 0, x, zero))
+    yield _at("relu at 0", "0", "1", lambda: torch.where(x < 0, zero, x))  # at NaN it stays 1
 
 
 def _leaky_relu(call: Call) -> Iterator[Option]:
@@ -155,8 +155,14 @@ def _clamp(call: Call) -> Iterator[Option]:
         return y if high is None else torch.where(y <= high, y, _like(high, x))
 
     inside = call.name.startswith("clamp")
-    for new, run in (("1/2", half), ("0" if inside else "1", none if inside else whole)):
+    for new, changed in (("1/2", half), ("0" if inside else "1", none if inside else whole)):
+        run = functools.partial(_but_at_nan, x, call, changed)
         yield _at(f"{call.name} at its bounds", "1" if inside else "0", new, run)
+
+
+def _but_at_nan(x: Tensor, call: Call, changed: Callable[[], Tensor]) -> Tensor:
+    """At NaN the derivative stays: it is no kink, and libraries differ there as well."""
+    return torch.where(x.isnan(), call(), changed())
 
 
 def _like(bound: Any, x: Tensor) -> Tensor:

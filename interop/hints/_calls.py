@@ -22,6 +22,8 @@ _UPDATES = (  # what runs inside these has no place: what is wrong in an update 
     str(Path(torch.optim.__file__).parent),
     *(str(Path(_WING, "torch", name)) for name in ("optax", "_transform.py")),
 )
+_SUMS = frozenset("sum nansum matmul __rmatmul__ mm mv bmm dot vdot inner einsum norm".split())
+_OF_SUMS = frozenset("add add_ sub rsub mul neg pow square sqrt reshape view squeeze".split())
 
 
 class Call(NamedTuple):
@@ -36,7 +38,15 @@ class Call(NamedTuple):
         return getattr(self.function, "__name__", "")
 
     def __call__(self) -> Any:
-        return self.function(*self.args, **self.kwargs)
+        out = self.function(*self.args, **self.kwargs)
+        if isinstance(out, torch.Tensor) and (self.name in _SUMS or self.name in _OF_SUMS and self.of_sums):
+            out.interop_is_sum = True  # pyright: ignore[reportAttributeAccessIssue]
+        return out
+
+    @property
+    def of_sums(self) -> bool:
+        """Whether an argument is a sum over an axis, or was computed from one entry by entry."""
+        return any(hasattr(x, "interop_is_sum") for x in self.args if isinstance(x, torch.Tensor))
 
     def get(self, name: str, position: int, default: Any = None) -> Any:
         return self.kwargs.get(name, self.args[position] if position < len(self.args) else default)

@@ -76,7 +76,7 @@ def _mean_or_sum(call: Call) -> Iterator[Option]:
 def _divided(call: Call) -> Iterator[Option]:
     """A mean by hand: a sum that is divided by a whole number."""
     n = call.args[1]
-    if type(n) is int and n > 2:
+    if type(n) is int and n > 2 and call.of_sums:
         yield Option("divided", f"divides by {n}, as for a mean", "no division", lambda: call.args[0])
 
 

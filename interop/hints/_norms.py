@@ -123,6 +123,17 @@ def _covariance(call: Call) -> Iterator[Option]:
 
 def _variance_by_hand(call: Call) -> Iterator[Option]:
     """`sum(...) / n` and `sum(...) / (n - 1)`."""
+    if call.of_sums:
+        yield from _next_to(call)
+
+
+def _other_count(call: Call) -> Iterator[Option]:
+    """The same of what is no sum: steps between two ends, levels of a pixel."""
+    if not call.of_sums:
+        yield from _next_to(call)
+
+
+def _next_to(call: Call) -> Iterator[Option]:
     n = call.args[1]
     if type(n) is int and n > 2:
         for new in (n - 1, n + 1):
@@ -157,5 +168,6 @@ RULES = (
     Rule("biased_variance", ("var", "std", "var_mean", "std_mean"), _variance, sized=True),
     Rule("biased_variance", ("cov",), _covariance, sized=True),
     Rule("biased_variance", ("div",), _variance_by_hand, sized=True),
+    Rule("off_by_one", ("div",), _other_count, sized=True),
     Rule("biased_variance", ("batch_norm",), _running_variance, sized=True),
 )
