@@ -469,6 +469,19 @@ def test_a_function_without_float64_is_inconclusive_and_its_float32_errors_are_s
     assert report.leaves[0].float64 is None and report.leaves[0].float32.relative == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(
+    ("side", "torch_fn", "jax_fn"),
+    [
+        ("PyTorch", lambda x: torch.eye(9, dtype=torch.float32) @ x, lambda x: x),
+        ("JAX", lambda x: x + 1, lambda x: jax.lax.add(jnp.ones(9, jnp.float32), x)),
+    ],
+)
+def test_what_a_function_closes_over_in_float32_is_said_where_float64_fails_for_it(side, torch_fn, jax_fn):
+    report = interop.check(torch_fn, jax_fn, np.linspace(1, 2, 9))
+    assert report.verdict is INCONCLUSIVE
+    assert f"{side} side fails in float64" in report.reasons[0] and "pass it as an input too" in report.reasons[0]
+
+
 def test_a_function_without_float32_is_judged_by_conditioning_alone():
     def only_wide(x):
         assert x.dtype == jnp.float64
