@@ -23,6 +23,11 @@ _CLOSED_OVER = (
     "buffers of a net with its parameters (the pair carries its whole state dict)"
 )
 
+_CARRIED = (
+    "{where}: with pair, a dict of all of PyTorch's parameters arrives as variables['params'] or nnx.state(model, "
+    "nnx.Param) (of linen: module.apply({{'params': params}}, x)), a dict of the whole state as what match was given"
+)
+
 
 def compared_as_given(
     torch_side: Side,
@@ -102,6 +107,8 @@ class _Calls:
             self.reasons.append(f"the {self.side.name} side fails in float32: {brief(leaves)}")
         else:
             self.failed.add_note(f"{self.side.where}: raised in float64; in float32: {brief(leaves)}")
+            if self.side.name == "JAX" and self.side.carrier is not None:
+                self.failed.add_note(_CARRIED.format(where=self.side.where))
             raise self.failed
         if self.failed is not None:
             remedy = _CLOSED_OVER if _mixes_dtypes(self.failed) else ""

@@ -599,6 +599,13 @@ def test_what_raises_in_both_precisions_raises_with_the_side():
     with pytest.raises(AttributeError) as caught:
         interop.check(lambda x: x, lambda x: x.nothing, X)
     assert "check, JAX side: raised in float64; in float32: AttributeError" in caught.value.__notes__[-1]
+    net, model = nn.Linear(3, 2), linen.Dense(2)
+    variables = model.init(jax.random.key(0), X)
+    inputs = {name: p.detach().numpy() for name, p in net.named_parameters()}, X
+    pair = interop.match(net, variables)
+    with pytest.raises(Exception, match="collection") as caught:  # what arrives is variables["params"]
+        interop.check(lambda p, x: torch.func.functional_call(net, p, (x,)), model.apply, *inputs, pair=pair)
+    assert "module.apply({'params': params}, x)" in caught.value.__notes__[-1]
 
 
 def test_integers_and_kinds_of_dtypes():
