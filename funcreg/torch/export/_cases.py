@@ -45,7 +45,8 @@ def record(methods: Mapping[str, Method], check_sizes: Sequence[int], feed_back:
             except Exception as error:
                 if sizes != method.inputs.sizes:
                     error.add_note(
-                        f"The function itself raises this at {sizes}, which check_sizes={check_sizes} asks for."
+                        f"The function itself raises this at {sizes}, which check_sizes={check_sizes} asks for; inputs "
+                        "that are not in dynamic keep the example's sizes."
                     )
                 raise
             outputs = {name: x.detach().clone(memory_format=torch.contiguous_format) for name, x in outputs.items()}
