@@ -32,10 +32,7 @@ class ExportReport:
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.manifest.kind} {self.manifest.function}, {', '.join(self.manifest.files)}"]
-        for name, method in self.manifest.methods.items():
-            lines.append(f"{name}:")
-            lines += [f"  in   {key}: {spec}" for key, spec in method.inputs.items()]
-            lines += [f"  out  {key}: {spec}" for key, spec in method.outputs.items()]
+        lines.append(str(self.manifest))
         verdict = "equal bit for bit" if self.bitwise else f"within {self.worst_abs:.3g} ({self.worst_ulp} ulp)"
         said = {key: x for key, x in self.manifest.self_check.items() if key not in ("compared", "bitwise")}
         lines.append(

@@ -29,7 +29,9 @@ def dims_of(where: str, arrays: Mapping[str, Any], dynamic: Mapping[str, Mapping
         matching = [name for name in arrays if name == given or name.startswith(f"{given}.")]
         if not matching:
             near = difflib.get_close_matches(str(given), arrays, n=3, cutoff=0.0)
-            raise ValueError(f"{where}: dynamic names {given!r}, which is not in the example; it has {', '.join(near)}")
+            raise ValueError(
+                f"{where}: dynamic names {given!r}, which is not in the example; nearest names: {', '.join(near)}"
+            )
         if not isinstance(axes, Mapping):
             raise TypeError(f"{where}: dynamic[{given!r}] must be a dict of axes such as {{0: 'batch'}}, got {axes!r}")
         for axis, dim in axes.items():

@@ -98,6 +98,15 @@ class Manifest:
     self_check: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    def __str__(self) -> str:
+        """Names, dtypes and shapes, method by method."""
+        lines = []
+        for name, method in self.methods.items():
+            lines.append(f"{name}:")
+            lines += [f"  in   {key}: {spec}" for key, spec in method.inputs.items()]
+            lines += [f"  out  {key}: {spec}" for key, spec in method.outputs.items()]
+        return "\n".join(lines)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, ensure_ascii=True) + "\n"
 

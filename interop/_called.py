@@ -1,5 +1,6 @@
 """Two functions called as they are given, in all the runs that a comparison takes, and their leaves judged."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,16 @@ Tree = Any
 RANDOMNESS = (
     "the {side} side is random: two calls with the same inputs differ; draw masks and noise once, outside, and pass "
     "them to both sides as inputs, or put the model into evaluation mode"
+)
+
+_CLOSED_OVER = (
+    "; inputs are float64 in this run, and what the function closes over keeps its dtype: pass it as an input too, the "
+    "buffers of a net with its parameters (the pair carries its whole state dict)"
+)
+
+_CARRIED = (
+    "{where}: with pair, a dict of all of PyTorch's parameters arrives as variables['params'] or nnx.state(model, "
+    "nnx.Param) (of linen: module.apply({{'params': params}}, x)), a dict of the whole state as what match was given"
 )
 
 
@@ -96,9 +107,20 @@ class _Calls:
             self.reasons.append(f"the {self.side.name} side fails in float32: {brief(leaves)}")
         else:
             self.failed.add_note(f"{self.side.where}: raised in float64; in float32: {brief(leaves)}")
+            if self.side.name == "JAX" and self.side.carrier is not None:
+                self.failed.add_note(_CARRIED.format(where=self.side.where))
             raise self.failed
         if self.failed is not None:
-            self.reasons.append(f"the {self.side.name} side fails in float64: {brief(self.failed)}")
+            remedy = _CLOSED_OVER if _mixes_dtypes(self.failed) else ""
+            self.reasons.append(f"the {self.side.name} side fails in float64: {brief(self.failed)}{remedy}")
+
+
+def _mixes_dtypes(error: Exception) -> bool:
+    """Whether this is how PyTorch or JAX says that one operand is float64 and another float32."""
+    words = set(re.findall(r"\w+", str(error).lower()))
+    return isinstance(error, RuntimeError | TypeError) and (
+        {"double", "float"} <= words or {"float64", "float32"} <= words
+    )
 
 
 def brief(error: Exception) -> str:

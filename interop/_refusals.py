@@ -80,7 +80,8 @@ def _refuse_tensor(where: str, name: str, x: Tensor) -> None:
     elif x.is_quantized:
         kind, why = f"quantized tensor ({x.dtype})", "of which JAX has no twin; x.dequantize() is a plain one"
     elif x.is_meta:
-        kind, why = "tensor on the meta device", "which has a shape but no values; load them first (net.to_empty)"
+        kind = "tensor on the meta device"
+        why = "which has no values; net.to_empty(device='cpu') makes room for them, net.load_state_dict fills it"
     elif torch.jit.is_tracing() or any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACERS):  # pyright: ignore[reportPrivateImportUsage]
         raise RuntimeError(
             f"{where}: called while PyTorch traces a function (seen at {name}: make_fx, torch.export, torch.jit.trace "

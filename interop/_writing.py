@@ -14,7 +14,10 @@ def written_whole(where: str, file: Path) -> Iterator[Path]:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{where}: there is no folder {str(target.parent)!r}; make it first")
     part = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # follows no link, and the umask
+    try:
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # follows no link, and the umask
+    except OSError as error:
+        raise OSError(error.errno, f"{where}: cannot write into {str(target.parent)!r} ({error.strerror})") from error
     mode = part.stat().st_mode
     try:
         yield part

@@ -41,6 +41,7 @@ def save(path: str | os.PathLike[str], tree: Tree) -> None:
     Raises:
         ValueError: another ending, a name that `load` would refuse, or two leaves of one name.
         TypeError: a leaf that the format cannot hold.
+        OSError: no such folder, or none that can be written to.
 
     Example:
         >>> import tempfile, torch
@@ -105,9 +106,10 @@ def _file(where: str, path: str | os.PathLike[str]) -> Path:
     if file.suffix in (".safetensors", ".msgpack"):
         return file
     if file.suffix in _RUN_CODE:
+        remedy = "load it where you trust it (torch.load(path, weights_only=True), np.load) and pass the arrays on, or "
         raise ValueError(
-            f"{where}: {file} has the ending of formats that can run code or hold pickles; load it where you trust it "
-            "(torch.load(path, weights_only=True), np.load) and pass the arrays on, or save them as .safetensors"
+            f"{where}: {file} has the ending of formats that can run code or hold pickles; "
+            f"{remedy if where == 'load' else ''}save them as .safetensors or .msgpack"
         )
     raise ValueError(f"{where}: path must end in .safetensors or .msgpack, got {str(file)!r}")
 

@@ -55,8 +55,8 @@ def check(
             they are, but as JAX has them without x64 in its float32 run; Python numbers and None untouched.
         pair: of `interop.match`. In inputs and in results of `torch_fn`, a dict of all parameters by name (of their
             gradients, say) is carried to the tree that an optimizer sees on the JAX side, `variables["params"]` or
-            `nnx.state(model, nnx.Param)`; a dict of the whole state, with buffers, to what `match` was given. Such
-            leaves are reported by their names on the JAX side.
+            `nnx.state(model, nnx.Param)`; a dict of the whole state, where there are buffers, to what `match` was
+            given. Such leaves are reported by their names on the JAX side.
         hints: where the verdict is semantic, try the changes of `interop.hints.KINDS` on the PyTorch side, and report
             those with which both sides agree. Each takes a call of `torch_fn`, for a network a hundred and more in all;
             where that takes long, a bar is shown.

@@ -19,7 +19,8 @@ from .verdict import Evidence, Judgement, Verdict
 
 _ADVICE = (
     "`interop.locate(net, flax_model, pair, *inputs)` names the first layer of two models that differs; of other "
-    "functions, `interop.check` their parts, one by one"
+    "functions, `interop.check` their parts, one by one; what no array shows, such as what True means in a mask, is in "
+    "the notes of `print(pair)`"
 )
 _ADVICE_IN_TRAINING = (
     "`interop.check` the gradients of both losses; if they agree, the optimizers differ, and if not, "

@@ -47,7 +47,9 @@ def check_training(
 
     Args:
         torch_steps: `(init, step)` as of `funcreg.torch.train_step`: `init(params, hyper) -> state`,
-            `step(state, hyper, *batch) -> (state, metrics)`, and `state.params`, the tree that is compared.
+            `step(state, hyper, *batch) -> (state, metrics)`, and `state.params`, the tree that is compared. Or a plain
+            loop: `init` makes a net and an optimizer of torch.optim with these parameters, `step` trains it in place,
+            and both return them in a NamedTuple with `params`, a copy of the net's.
         jax_steps: the same of `funcreg.jax`; faster as `(init, jax.jit(step))`.
         params: NumPy arrays. With a pair, a dict by the names of PyTorch's parameters.
         hyper: hyper-parameters for both sides, or None. Python numbers stay what they are; arrays are given in the

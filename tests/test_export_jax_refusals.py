@@ -117,7 +117,7 @@ def test_comparisons_that_have_an_answer_are_allowed(tmp_path):
         ({"example": {"x": np.ones(2, np.complex64)}}, TypeError, "'x' is complex64; files hold float32, "),
         ({"example": {"y": ARRAY}}, TypeError, r"example has no 'x'; the function takes \(x\)"),
         ({"example": {"x": ARRAY, "x'": ARRAY}, "fn": lambda *a: a}, ValueError, "printable ASCII without quotes"),
-        ({"dynamic": {"z": {0: "n"}}}, ValueError, "dynamic names 'z', which is not in the example; it has x"),
+        ({"dynamic": {"z": {0: "n"}}}, ValueError, "dynamic names 'z', which is not in the example; nearest names: x"),
         ({"dynamic": {"x": {1: "n"}}}, ValueError, r"'x' of shape \(3,\) has no axis 1"),
         ({"dynamic": {"x": {0: "max"}}}, ValueError, "cannot call dimensions 'max'.*names of functions there"),
         ({"dynamic": {"x": {0: "n"}}, "example": {"x": ARRAY[:1]}}, ValueError, "give an example of 2 or more"),
@@ -156,4 +156,4 @@ def test_what_the_function_raises_is_passed_on(tmp_path):
 
     with pytest.raises(KeyError, match="three") as raised:
         fr.export.export_step(fn, {"x": jnp.ones(4)}, tmp_path / "f.jax", dynamic={"x": {0: "n"}}, check_sizes=(2, 3))
-    assert raised.value.__notes__[-1] == "The function itself raises this at {'n': 3}, which check_sizes asks for."
+    assert "The function itself raises this at {'n': 3}, which check_sizes asks for; " in raised.value.__notes__[-1]

@@ -70,17 +70,36 @@ def test_the_program_alone(tmp_path, written):
         fr.export.load_exported(path, trusted=True)
 
 
+def _classifier(path):
+    def loss(params, x, y):
+        return torch.nn.functional.cross_entropy(x @ params["w"], y)
+
+    init, step = fr.train_step(loss, lambda hyper: fr.prox_adam(hyper["lr"], fr.l1(1e-3)))
+    hyper = {"lr": torch.tensor(0.1)}
+    example = {"state": init({"w": torch.randn(4, 3)}, hyper), "hyper": hyper}
+    example |= {"x": torch.randn(8, 4), "y": torch.arange(8) % 3}
+    dynamic = {"x": {0: "batch"}, "y": {0: "batch"}}
+    report = fr.export.export_step(step, example, path, dynamic=dynamic, formats=("torchscript", "pt2"))
+    return report, take_apart("test", example, dynamic)
+
+
 @pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="needs onnx, onnxscript and onnxruntime",
 )
-def test_onnx_from_the_program(written, tmp_path):
+@pytest.mark.parametrize("loss", ["square", "cross_entropy"])
+def test_onnx_from_the_program(written, tmp_path, loss):
     import onnxruntime
 
     path, report, inputs = written
+    if loss == "cross_entropy":  # of which onnxscript takes the gradient of the sum unless it is decomposed first
+        path = tmp_path / "step.pt"
+        report, inputs = _classifier(path)
     method = report.manifest.methods["forward"]
+    program = torch.export.load(path.with_suffix(".pt2"))
+    wrong_in_onnx = torch._decomp.get_decompositions([torch.ops.aten.nll_loss_forward])
     torch.onnx.export(
-        torch.export.load(path.with_suffix(".pt2")),
+        program.run_decompositions(wrong_in_onnx),
         (),
         str(tmp_path / "step.onnx"),
         dynamo=True,

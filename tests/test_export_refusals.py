@@ -355,7 +355,7 @@ def test_branches_of_pytorch_that_change_nothing_are_no_reason(tmp_path):
         ({"example": {"x": torch.ones(2, 4), "z": torch.ones(2)}}, TypeError, "example has 'z', which is no parameter"),
         ({"example": {"x": torch.ones(1, 4)}}, ValueError, "'batch' is 1 in 'x'; give an example of 2 or more"),
         ({"example": {"x": torch.ones(0, 4)}}, ValueError, "'batch' is 0 in 'x'"),
-        ({"dynamic": {"z": BATCH}}, ValueError, "dynamic names 'z', which is not in the example; it has x"),
+        ({"dynamic": {"z": BATCH}}, ValueError, "dynamic names 'z', which is not in the example; nearest names: x"),
         ({"dynamic": {"x": {2: "batch"}}}, ValueError, "'x' of shape (8, 4) has no axis 2"),
         ({"dynamic": {"x": {0: 3}}}, ValueError, "dynamic['x'][0] must be a name such as 'batch', got 3"),
         ({"dynamic": {"x": {0: "n", 1: "n"}}}, ValueError, "the dimension 'n' is 8 in 'x' and 4 in 'x'"),

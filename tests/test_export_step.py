@@ -209,6 +209,7 @@ def test_the_default_dtype_of_the_host_does_not_matter(tmp_path):
     fr.export.export_step(fn, {"x": x}, files[0], dynamic={"x": {0: "n"}}, formats=("torchscript", "pt2"))
     for file in files:
         exported = fr.export.load_exported(file, trusted=True)
+        assert repr(exported).splitlines()[:3] == ["exported step fn", "forward:", "  in   x: float32[n, 3]"]
         expected = fn(x)
         torch.set_default_dtype(torch.float64)
         try:

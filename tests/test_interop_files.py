@@ -199,6 +199,8 @@ def test_a_file_is_written_as_others_are(tmp_path, ending):
     assert (tmp_path / "folder" / f"x{ending}").stat().st_mode == (tmp_path / "plain").stat().st_mode
     with pytest.raises(FileNotFoundError, match="save: there is no folder '.*nowhere'; make it first"):
         interop.save(tmp_path / "nowhere" / f"x{ending}", {"a": np.ones(2)})
+    with pytest.raises(OSError, match=r"save: cannot write into '.*' \(File name too long\)"):
+        interop.save(tmp_path / f"{'x' * 240}{ending}", {"a": np.ones(2)})
     (tmp_path / f"d{ending}").mkdir()
     with pytest.raises(IsADirectoryError, match="load: .* is a folder; name the file"):
         interop.load(tmp_path / f"d{ending}")
@@ -208,6 +210,8 @@ def test_a_file_is_written_as_others_are(tmp_path, ending):
 def test_formats_that_can_run_code_are_not_opened(tmp_path, name):
     with pytest.raises(ValueError, match="can run code or hold pickles"):
         interop.load(tmp_path / name)  # there is no such file: nobody looked
+    with pytest.raises(ValueError, match="hold pickles; save them as .safetensors or .msgpack"):
+        interop.save(tmp_path / name, {"a": np.ones(2)})
 
 
 def test_other_endings_and_missing_files(tmp_path):

@@ -487,6 +487,19 @@ def test_a_function_without_float64_is_inconclusive_and_its_float32_errors_are_s
     assert report.leaves[0].float64 is None and report.leaves[0].float32.relative == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(
+    ("side", "torch_fn", "jax_fn"),
+    [
+        ("PyTorch", lambda x: torch.eye(9, dtype=torch.float32) @ x, lambda x: x),
+        ("JAX", lambda x: x + 1, lambda x: jax.lax.add(jnp.ones(9, jnp.float32), x)),
+    ],
+)
+def test_what_a_function_closes_over_in_float32_is_said_where_float64_fails_for_it(side, torch_fn, jax_fn):
+    report = interop.check(torch_fn, jax_fn, np.linspace(1, 2, 9))
+    assert report.verdict is INCONCLUSIVE
+    assert f"{side} side fails in float64" in report.reasons[0] and "pass it as an input too" in report.reasons[0]
+
+
 def test_a_function_without_float32_is_judged_by_conditioning_alone():
     def only_wide(x):
         assert x.dtype == jnp.float64
@@ -604,6 +617,13 @@ def test_what_raises_in_both_precisions_raises_with_the_side():
     with pytest.raises(AttributeError) as caught:
         interop.check(lambda x: x, lambda x: x.nothing, X)
     assert "check, JAX side: raised in float64; in float32: AttributeError" in caught.value.__notes__[-1]
+    net, model = nn.Linear(3, 2), linen.Dense(2)
+    variables = model.init(jax.random.key(0), X)
+    inputs = {name: p.detach().numpy() for name, p in net.named_parameters()}, X
+    pair = interop.match(net, variables)
+    with pytest.raises(Exception, match="collection") as caught:  # what arrives is variables["params"]
+        interop.check(lambda p, x: torch.func.functional_call(net, p, (x,)), model.apply, *inputs, pair=pair)
+    assert "module.apply({'params': params}, x)" in caught.value.__notes__[-1]
 
 
 def test_integers_and_kinds_of_dtypes():

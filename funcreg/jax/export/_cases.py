@@ -63,7 +63,10 @@ def record(where: str, call: Callable[..., Any], inputs: Inputs, every: list[Siz
                 raise explained(where, error, inputs) from error
             except Exception as error:
                 if sizes != inputs.sizes:
-                    error.add_note(f"The function itself raises this at {sizes}, which check_sizes asks for.")
+                    error.add_note(
+                        f"The function itself raises this at {sizes}, which check_sizes asks for; inputs that are not "
+                        "in dynamic keep the example's sizes."
+                    )
                 raise
             cases.append(Case(sizes, given, list(state), outputs))
     return cases

@@ -36,6 +36,9 @@ class Exported:
         self.manifest, self.module = manifest, module
         self._run = jax.jit(module.call)
 
+    def __repr__(self) -> str:
+        return f"exported {self.manifest.kind} {self.manifest.function}\n{self.manifest}"
+
     def __call__(self, inputs: Mapping[str, Any], method: str = "forward") -> dict[str, Array]:
         """Run the file; under `jax.jit` as well.
 

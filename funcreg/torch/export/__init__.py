@@ -43,12 +43,17 @@ A penalty's methods are called by name: `module.get_method("prox")({inputs})`.
 **Onwards from the pt2**, whose methods the recorded cases check as well:
 
     program = torch.export.load("step.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=os.path.abspath("step.aoti.pt2"))
+
+    wrong_in_onnx = torch._decomp.get_decompositions([torch.ops.aten.nll_loss_forward])
+    program = program.run_decompositions(wrong_in_onnx)
     method = report.manifest.methods["forward"]
     names = {"input_names": list(method.inputs), "output_names": [f"new.{name}" for name in method.outputs]}
     torch.onnx.export(program, (), "step.onnx", dynamo=True, optimize=False, **names)
-    torch._inductor.aoti_compile_and_package(program, package_path=os.path.abspath("step.aoti.pt2"))
 
 ONNX, which needs onnx and onnxscript, has no name twice; its optimizer (onnxscript 0.7.2) breaks graphs with a clamp.
+Without `wrong_in_onnx` the gradient of `cross_entropy` is that of the sum over the batch there, not of the mean, and
+nothing complains. No file that is made from the pt2 is checked: hold its results against those of the pt2.
 An AOTInductor package needs a C++ compiler, is for one instruction set, differs in the last bits, and looks at the
 shapes of its inputs only if the environment variable AOTI_RUNTIME_CHECK_INPUTS is 1.
 

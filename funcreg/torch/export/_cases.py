@@ -44,7 +44,10 @@ def record(methods: Mapping[str, Method], check_sizes: Sequence[int], feed_back:
                 outputs = method.run({name: x.clone() for name, x in given.items()})
             except Exception as error:
                 if sizes != method.inputs.sizes:
-                    error.add_note(f"The function itself raises this at {sizes}, which check_sizes={check_sizes} asks.")
+                    error.add_note(
+                        f"The function itself raises this at {sizes}, which check_sizes={check_sizes} asks for; inputs "
+                        "that are not in dynamic keep the example's sizes."
+                    )
                 raise
             outputs = {name: x.detach().clone(memory_format=torch.contiguous_format) for name, x in outputs.items()}
             cases.append(Case(key, sizes, given, list(static), list(state), outputs))

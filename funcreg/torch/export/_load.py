@@ -36,6 +36,9 @@ class Exported:
     def __init__(self, manifest: Manifest, module: Any) -> None:
         self.manifest, self.module = manifest, module
 
+    def __repr__(self) -> str:
+        return f"exported {self.manifest.kind} {self.manifest.function}\n{self.manifest}"
+
     def __call__(self, inputs: Mapping[str, Any], method: str = "forward") -> dict[str, Tensor]:
         """Run a method of the file.
 
