@@ -1,5 +1,6 @@
 """Functions with a fault that ports have, by the kind of hint that is right for it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -187,6 +188,30 @@ fault(
     lambda q, k, v, m: attention_jax(q, k, v, m, keep=False),
     *QKV,
     BOTH,
+)
+CAUSAL = np.tril(np.ones((8, 8), bool))  # of whose opposite the first row leaves nothing
+
+
+def _uniform_where_nothing_is_left(q, k, v, out):
+    scores = q @ k.T / np.sqrt(q.shape[-1])
+    return jax.nn.softmax(jnp.where(out, jnp.finfo(scores.dtype).min, scores)) @ v
+
+
+fault(
+    "mask_polarity",
+    "attention, causal",
+    lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
+    _uniform_where_nothing_is_left,
+    *QKV,
+    CAUSAL,
+)
+fault(
+    "mask_polarity",
+    "scores by hand, causal",
+    lambda q, k, v, m: (q @ k.T / math.sqrt(q.shape[-1])).masked_fill(~m, -math.inf).softmax(-1) @ v,
+    _uniform_where_nothing_is_left,
+    *QKV,
+    CAUSAL,
 )
 fault(
     "mask_polarity",

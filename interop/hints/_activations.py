@@ -37,8 +37,30 @@ def _masks(call: Call) -> Iterator[Option]:
         mask = call.get(name, position)
         if isinstance(mask, Tensor) and mask.dtype == torch.bool:
             run = functools.partial(call.replaced, name, position, ~mask)
+            if _leaves_nothing(call, ~mask):
+                run = functools.partial(_uniform, call, name, position, ~mask)
             now = f"reads a mask of bools in {call.name} as it is"
             yield Option((call.name, name), now, "its opposite", run)
+
+
+def _leaves_nothing(call: Call, mask: Tensor) -> bool:
+    """Whether a softmax has nothing left in a row: NaN, in flax all weights the same. So it is with the opposite of a
+    causal mask."""
+    fills = call.name.startswith("masked_fill")
+    if fills and call.get("value", 2) != -math.inf:
+        return False
+    out = ~mask if call.name == "scaled_dot_product_attention" else mask
+    return bool(out.all(-1).any())
+
+
+def _uniform(call: Call, name: str, position: int, mask: Tensor) -> Any:
+    """The call with another mask, and a huge number in place of an infinity."""
+    x = call.args[0] if call.args else call.get("query", 0)
+    least = torch.finfo(x.dtype).min / 4
+    if call.name.startswith("masked_fill"):
+        return call.function(x, mask, least)
+    out = ~mask if call.name == "scaled_dot_product_attention" else mask
+    return call.replaced(name, position, torch.zeros_like(mask, dtype=x.dtype).masked_fill(out, least))
 
 
 _MASKS = {
