@@ -12,6 +12,7 @@ _SHOWN = 50  # of each side, with their nearest candidates
 def refuse_unpaired(pairing: Pairing) -> None:
     """Everything that has no partner, and everything that nothing tells apart."""
     text = []
+    paste = "add to what you have renamed" if any(how == "rename" for *_, how in pairing.pairs) else "paste"
     for ours, pieces in pairing.lonely:
         theirs = _put_together(pieces)
         text.append(
@@ -33,7 +34,7 @@ def refuse_unpaired(pairing: Pairing) -> None:
         text.append(f"  PyTorch  {', '.join(_named(x) for x in ours)}")
         text.append(f"  flax     {', '.join(_named(y) for y in theirs)}")
         said = ", ".join(f"{_named(x)!r}: {_named(y)!r}" for x, y in zip(ours, theirs, strict=True))
-        text.append(f"correct and paste: rename={{{said}}}")
+        text.append(f"correct and {paste}: rename={{{said}}}")
     if text:
         raise ValueError("match: " + "\n".join(text))
 

@@ -589,6 +589,15 @@ class Gated(nn.Module):
         return last(torch.sigmoid(first(x)) * second(x))
 
 
+def test_what_is_proposed_is_beside_what_was_renamed():
+    net, flax = squares("a", "b", "c"), sorted_by_jax(flax_squares("x", "y", "z"))
+    with pytest.raises(ValueError, match=r"correct and paste: rename=\{'a': 'x', 'b': 'y', 'c': 'z'\}"):
+        interop.match(net, flax)
+    with pytest.raises(ValueError, match=r"correct and add to what you have renamed: rename=\{'b': 'x', 'c': 'z'\}"):
+        interop.match(net, flax, rename={"a": "y"})
+    assert len(twins_of(interop.match(net, flax, rename={"a": "y", "b": "x", "c": "z"}))) == 3
+
+
 @pytest.mark.parametrize("names", [("gate", "up", "down"), ("Dense_0", "Dense_1", "Dense_2")])
 def test_calls_in_another_order_than_the_definitions_are_refused(names):
     flax = {name: dense(3, 3) for name in names}
