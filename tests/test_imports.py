@@ -47,6 +47,7 @@ def test_the_jax_wing_imports_no_torch():
     assert not {"torch", "flax", "interop"} & modules
 
 
+@pytest.mark.slow
 def test_interop_is_an_alias_that_imports_both_frameworks_when_it_is_used():
     assert "interop" not in loaded("import funcreg")
     modules = loaded("import funcreg; from funcreg import interop; assert interop is funcreg.interop; interop.to_jax")
@@ -74,6 +75,7 @@ except ModuleNotFoundError as error:
 """)
 
 
+@pytest.mark.slow
 def test_interop_testing_is_there_without_an_import_of_its_own():
     loaded("from funcreg import interop; assert 'interop.testing' not in sys.modules; interop.testing.assert_parity")
     loaded("import interop; assert interop.testing.assert_parity and not hasattr(interop, 'tests')")

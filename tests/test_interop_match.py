@@ -1480,6 +1480,7 @@ print((max(peak, resident()) - before) / size)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the resident memory is read from /proc")
+@pytest.mark.slow
 def test_memory_is_one_copy_beside_the_model():
     """60 MB of parameters: with the model's own that is two copies, and some leaves on their way."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}

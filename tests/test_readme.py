@@ -24,7 +24,7 @@ def test_the_readme_has_its_snippets() -> None:
 
 @pytest.mark.relaxed_promotion  # as it is for their reader
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor imports what torch itself has deprecated
-@pytest.mark.parametrize("i", EXPECTED)
+@pytest.mark.parametrize("i", [pytest.param(i, marks=pytest.mark.slow if i == 3 else ()) for i in EXPECTED])  # compiles
 def test_snippet_runs_as_pasted(i: int, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(SNIPPETS[i])
     printed = run_script(tmp_path / "snippet.py", tmp_path, silent=False)
